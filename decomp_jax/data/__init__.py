@@ -1,0 +1,1 @@
+"""From TFRecords to batches on the device, without TensorFlow."""

@@ -1,0 +1,20 @@
+"""Mistakes a user can mend, told in one line."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_FAULT = 1
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """The user's input can't be used; the message names the file or flag and the cure."""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Runs `main`; a `UserError` becomes one line on stderr and exit code 2, with no traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
