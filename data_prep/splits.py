@@ -1,0 +1,100 @@
+"""Which patient belongs to which split. A patient is never in two."""
+
+import csv
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from decomp_jax.data.schema import SPLITS
+from decomp_jax.errors import UserError
+
+# Shares of the patients. Phantoms are made for the demo: most of them train, and few queries are enough.
+PHANTOM_SHARES = {"train": 0.70, "validation": 0.06, "query": 0.08, "reference": 0.16}
+PATIENT_SHARES = {"train": 0.60, "validation": 0.10, "query": 0.10, "reference": 0.20}
+FOLD_SHARES = {"train": 0.90, "validation": 0.10}
+
+
+def split_by_hash(patient_ids: Iterable[str], shares: Mapping[str, float], *, seed: int) -> dict[str, str]:
+    """patient_id -> split, by order of a seeded hash; every split gets a patient, and training what the others leave.
+
+    Raises:
+        UserError: fewer patients than splits.
+    """
+    ordered = sorted(patient_ids, key=lambda patient_id: hashlib.sha256(f"{seed} {patient_id}".encode()).digest())
+    if len(ordered) < len(shares):
+        raise UserError(
+            f"{len(ordered)} labelled patients: too few for the splits {', '.join(shares)}; "
+            "add patients or name each one's split with --splits"
+        )
+    sizes = {name: max(1, round(share * len(ordered))) for name, share in shares.items() if name != "train"}
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    names += ["train"] * (len(ordered) - len(names))
+    return dict(zip(ordered, names))
+
+
+def split_by_fold(folds: Mapping[str, str], query_fold: str, *, seed: int) -> dict[str, str]:
+    """patient_id -> split: the patients of `query_fold` are queries, the others train and validation.
+
+    Raises:
+        UserError: no patient, or every patient, is in the fold.
+    """
+    queries = {patient_id: "query" for patient_id, fold in folds.items() if fold == query_fold}
+    if not queries:
+        raise UserError(f"--query_fold={query_fold}: no such fold; the table has {', '.join(sorted(set(folds.values())))}")
+    rest = [patient_id for patient_id in folds if patient_id not in queries]
+    return queries | split_by_hash(rest, FOLD_SHARES, seed=seed)
+
+
+def read_table(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
+    """The lines of a CSV file as column -> text, stripped.
+
+    Raises:
+        UserError: the file can't be read as CSV, lacks a required column, or a line has too few or too many fields.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            rows = list(reader)
+            names = [name.strip() for name in reader.fieldnames or ()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: can't be read as CSV ({error}); give a readable file") from error
+    if missing := [name for name in required if name not in names]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; its first line must name it")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: two columns have the same name; rename one")
+    for line, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: line {line} has not {len(names)} fields; complete it")
+    if not rows:
+        raise UserError(f"{path}: has no lines; list at least one")
+    return [dict(zip(names, (value.strip() for value in row.values()))) for row in rows]
+
+
+def unique_splits(pairs: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
+    """patient_id -> split from (patient_id, split) pairs of the file `path`.
+
+    Raises:
+        UserError: a split's name is unknown, or a patient is in two splits.
+    """
+    splits: dict[str, str] = {}
+    for patient_id, split in pairs:
+        if split not in SPLITS:
+            raise UserError(f"{path}: patient {patient_id} has split '{split}'; use one of {', '.join(SPLITS)}")
+        if splits.setdefault(patient_id, split) != split:
+            raise UserError(f"{path}: patient {patient_id} is in {splits[patient_id]} and in {split}; keep one")
+    return splits
+
+
+def split_by_file(path: Path, patient_ids: Iterable[str]) -> dict[str, str]:
+    """patient_id -> split from a CSV file with the columns patient_id and split.
+
+    Raises:
+        UserError: the file can't be used, or does not list exactly the patients.
+    """
+    splits = unique_splits(((row["patient_id"], row["split"]) for row in read_table(path, ("patient_id", "split"))), path)
+    patient_ids = set(patient_ids)
+    if unlisted := sorted(patient_ids - splits.keys()):
+        raise UserError(f"{path}: patient {unlisted[0]} ({len(unlisted)} in all) has no line; add it")
+    if unknown := sorted(splits.keys() - patient_ids):
+        raise UserError(f"{path}: patient {unknown[0]} ({len(unknown)} in all) is not in the source; remove the line")
+    return splits
