@@ -1,0 +1,77 @@
+"""The `evaluate.py search` command: the codes of one bank searched in another, written to hits.csv."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from decomp_jax.errors import UserError
+from decomp_jax.retrieval.bank import CodeBank, require_same_model
+from decomp_jax.retrieval.search import Hits
+
+COLUMNS = ("query", "rank", "row", "patient_id", "slice_index", "distance")
+PAIR_COLUMNS = ("normal_row", "abnormal_row")
+
+
+def search_banks(
+    bank_dir: str | os.PathLike, queries_dir: str | os.PathLike, *, by: Literal["normal", "abnormal", "both"],
+    k: int, out: str | os.PathLike, pairs: str | os.PathLike | None, exclude_same_patient: bool,
+    one_per_patient: bool,
+) -> None:
+    """Searches `bank_dir` for the k rows nearest to each row of `queries_dir`, or to each pair of its rows.
+
+    Args:
+        by: which code to compare.
+        out: CSV to write: query, rank (from 1), row, patient_id, slice_index, distance (squared L2).
+        pairs: CSV with columns normal_row, abnormal_row: each line is a query, with the anatomy of one row of
+            `queries_dir` and the lesion of another. Needs `by="both"`.
+        exclude_same_patient: leaves out rows of the query's own patient (of both, for a pair).
+        one_per_patient: keeps the nearest row of each patient.
+
+    Raises:
+        UserError: naming the file or flag that doesn't fit.
+    """
+    if pairs is not None and by != "both":
+        raise UserError(f"--pairs: mixes two codes and needs --by=both, not --by={by}")
+    bank, queries = CodeBank.load(bank_dir), CodeBank.load(queries_dir)
+    require_same_model(bank, queries)
+    query_rows = np.arange(len(queries))[:, None].repeat(2, 1) if pairs is None else _read_pairs(pairs, len(queries))
+    normal_rows, abnormal_rows = query_rows.T
+    hits = bank.search(
+        normal=None if by == "abnormal" else queries.normal_indices[normal_rows],
+        abnormal=None if by == "normal" else queries.abnormal_indices[abnormal_rows],
+        k=k, exclude=queries.rows["patient_id"][query_rows] if exclude_same_patient else None,
+        one_per_patient=one_per_patient,
+    )
+    write_hits(out, hits, bank.rows)
+
+
+def write_hits(out: str | os.PathLike, hits: Hits, rows: np.ndarray) -> None:
+    """Writes hits.csv: a line a hit, missing hits left out; `rows` are the searched bank's."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    queries, ranks = np.nonzero(hits.rows >= 0)
+    found = hits.rows[queries, ranks]
+    with open(out, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(zip(
+            queries, ranks + 1, found, rows["patient_id"][found], rows["slice_index"][found],
+            hits.distances[queries, ranks],
+        ))
+
+
+def _read_pairs(path: str | os.PathLike, size: int) -> np.ndarray:
+    """Rows [Q,2] of the query bank named in a CSV with columns normal_row, abnormal_row."""
+    try:
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            if not set(PAIR_COLUMNS) <= set(reader.fieldnames or ()):
+                raise UserError(f"{path}: needs columns {', '.join(PAIR_COLUMNS)}")
+            pairs = np.array([[int(line[column]) for column in PAIR_COLUMNS] for line in reader], int).reshape(-1, 2)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: can't be read ({error}); give whole numbers under {', '.join(PAIR_COLUMNS)}") from None
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < size:
+        raise UserError(f"{path}: names rows {pairs.min()}..{pairs.max()}, but the query bank has rows 0..{size - 1}")
+    return pairs

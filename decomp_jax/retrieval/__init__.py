@@ -1,0 +1,6 @@
+"""Exact search over banks of discrete codes."""
+
+from decomp_jax.retrieval.bank import BankWriter, CodeBank
+from decomp_jax.retrieval.search import Hits
+
+__all__ = ["BankWriter", "CodeBank", "Hits"]

@@ -1,0 +1,325 @@
+"""Banks of discrete codes: a directory of memory-mappable .npy files that NumPy alone can read.
+
+    normal_indices.npy, abnormal_indices.npy      uint16 [N,h,w], one code a row
+    normal_codebook.npy, abnormal_codebook.npy    float32 [K,D]
+    rows.npy                                      structured [N]: patient_id (text), slice_index (integer), ...
+    bank.json                                     format_version, model_digest, data_digest, preprocessing, checksums
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy.lib import format as npy
+
+from decomp_jax.errors import UserError
+from decomp_jax.retrieval.search import Hits, search
+
+FORMAT_VERSION = 1
+PARTS = ("normal", "abnormal")
+CODEBOOK_FILES = tuple(f"{part}_codebook.npy" for part in PARTS)
+INDEX_FILES = tuple(f"{part}_indices.npy" for part in PARTS)
+FILES = (*INDEX_FILES, *CODEBOOK_FILES, "rows.npy")
+# Rows that `load` reads to check them; the rest are checked when a search first reads them.
+CHECKED_ON_LOAD = 1 << 16
+COPIED_AT_ONCE = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CodeBank:
+    """Codes of N images, immutable; build with `load`, `from_arrays` or `concat`.
+
+    Attributes:
+        normal_indices, abnormal_indices: uint16 [N,h,w], rows of the codebooks.
+        normal_codebook, abnormal_codebook: float32 [K,D].
+        rows: structured [N], at least `patient_id` and `slice_index`.
+        meta: what bank.json holds beside its own keys (model_digest, data_digest, preprocessing, ...).
+        name: directory the bank was read from, for error messages.
+    """
+
+    normal_indices: np.ndarray
+    abnormal_indices: np.ndarray
+    normal_codebook: np.ndarray
+    abnormal_codebook: np.ndarray
+    rows: np.ndarray
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = "bank"
+    # What searches derive from the codes, kept between them.
+    cache: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.normal_indices.shape[1:]
+
+    @classmethod
+    def from_arrays(
+        cls, *, normal_indices: np.ndarray, abnormal_indices: np.ndarray, normal_codebook: np.ndarray,
+        abnormal_codebook: np.ndarray, rows: np.ndarray, meta: Mapping[str, Any] | None = None,
+    ) -> "CodeBank":
+        """Bank of arrays in memory: integer indices [N,h,w], codebooks [K,D], structured rows [N].
+
+        Raises:
+            UserError: naming the argument that doesn't fit.
+        """
+        codebooks = {"normal_codebook": normal_codebook, "abnormal_codebook": abnormal_codebook}
+        codebooks = {name: np.asarray(codebook, np.float32) for name, codebook in codebooks.items()}
+        indices = {"normal_indices": np.asarray(normal_indices), "abnormal_indices": np.asarray(abnormal_indices)}
+        bank = cls(**indices, **codebooks, rows=np.asarray(rows), meta=dict(meta or {}))
+        _check_shapes(bank, "")
+        for part in PARTS:
+            check_range(bank, part, slice(None))
+        narrow = {name: array.astype(np.uint16, copy=False) for name, array in indices.items()}
+        return dataclasses.replace(bank, **narrow)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike, *, verify: bool = False) -> "CodeBank":
+        """Maps the bank's files, in milliseconds whatever its size.
+
+        Args:
+            verify: reads everything once, to compare checksums and check that all indices are below K.
+
+        Raises:
+            UserError: naming the file that is missing, truncated, or doesn't fit the others.
+        """
+        directory = Path(directory)
+        header = _read_header(directory)
+        checksums = header.pop("checksums", {})
+        for file in FILES if verify else CODEBOOK_FILES:
+            _check_sum(directory / file, checksums.get(file))
+        arrays = {Path(file).stem: _map(directory / file) for file in FILES}
+        bank = cls(**arrays, meta=header, name=str(directory))
+        _check_shapes(bank, ".npy")
+        for part in PARTS:
+            check_range(bank, part, slice(None if verify else CHECKED_ON_LOAD))
+        return bank
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes the bank's files; `directory` must not exist. Raises `UserError` if it does."""
+        writer = BankWriter(
+            directory, rows=self.rows, normal_codebook=self.normal_codebook,
+            abnormal_codebook=self.abnormal_codebook, grid=self.grid, meta=self.meta,
+        )
+        with writer:
+            for start in range(0, len(self), COPIED_AT_ONCE):
+                chunk = slice(start, start + COPIED_AT_ONCE)
+                writer.append(self.normal_indices[chunk], self.abnormal_indices[chunk])
+
+    @classmethod
+    def concat(cls, banks: Sequence["CodeBank"]) -> "CodeBank":
+        """Joins banks of the same model, in order; rows of the second follow those of the first.
+
+        Raises:
+            UserError: naming the bank whose model, preprocessing, grid, codebooks or columns differ from the first's.
+        """
+        if not banks:
+            raise UserError("banks: nothing to join; give at least one bank")
+        for bank in banks[1:]:
+            require_same_model(banks[0], bank)
+            if bank.rows.dtype.names != banks[0].rows.dtype.names:
+                raise UserError(f"{bank.name}/rows.npy: columns {bank.rows.dtype.names} are not those of {banks[0].name}, "
+                                f"{banks[0].rows.dtype.names}; encode both with the same program")
+        arrays = {
+            name: np.concatenate([getattr(bank, name) for bank in banks])
+            for name in ("normal_indices", "abnormal_indices", "rows")
+        }
+        digests = dict.fromkeys(bank.meta["data_digest"] for bank in banks if "data_digest" in bank.meta)
+        return dataclasses.replace(
+            banks[0], **arrays, meta={**banks[0].meta, "data_digest": "+".join(digests)}, name="joined bank",
+        )
+
+    def search(
+        self, *, normal: Int[np.ndarray | jax.Array, "q h w"] | None = None,
+        abnormal: Int[np.ndarray | jax.Array, "q h w"] | None = None, k: int = 10,
+        exclude: Sequence[str] | np.ndarray | None = None, one_per_patient: bool = False,
+        cells: Bool[np.ndarray | jax.Array, "h w"] | None = None, mesh: jax.sharding.Mesh | None = None,
+    ) -> Hits:
+        """The k rows nearest to each query by squared L2 of the codes, exactly; see `decomp_jax.retrieval.search`."""
+        return search(
+            self, normal=normal, abnormal=abnormal, k=k, exclude=exclude, one_per_patient=one_per_patient,
+            cells=cells, mesh=mesh,
+        )
+
+
+class BankWriter:
+    """Writes a bank of any size piece by piece; the directory appears, whole, when the `with` block ends well.
+
+    Args:
+        out: directory to make; must not exist.
+        rows: structured [N]; N rows must be appended.
+        normal_codebook, abnormal_codebook: float32 [K,D].
+        grid: (h, w) of the codes.
+        meta: further keys of bank.json (model_digest, data_digest, preprocessing, ...).
+
+    Raises:
+        UserError: if `out` exists, an argument doesn't fit, or fewer or more than N rows are appended.
+    """
+
+    def __init__(
+        self, out: str | os.PathLike, *, rows: np.ndarray, normal_codebook: np.ndarray, abnormal_codebook: np.ndarray,
+        grid: tuple[int, int], meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._out = Path(out)
+        if self._out.exists():
+            raise UserError(f"{out}: exists already; remove it or name another directory")
+        empty = np.zeros((0, *grid), np.uint16)
+        self._model = CodeBank.from_arrays(
+            normal_indices=empty, abnormal_indices=empty, normal_codebook=normal_codebook,
+            abnormal_codebook=abnormal_codebook, rows=rows[:0], meta=meta,
+        )
+        self._rows = rows
+        self._written = 0
+
+    def __enter__(self) -> "BankWriter":
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = self._out.with_name(f".{self._out.name}.partial-{os.getpid()}")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir()
+        shape = (len(self._rows), *self._model.grid)
+        self._files = {part: _HashedFile(self._partial / f"{part}_indices.npy", shape) for part in PARTS}
+        return self
+
+    def append(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> None:
+        """Adds the codes [n,h,w] of the next n rows."""
+        piece = dataclasses.replace(
+            self._model, normal_indices=np.asarray(normal_indices), abnormal_indices=np.asarray(abnormal_indices),
+            rows=self._rows[self._written:self._written + len(normal_indices)],
+        )
+        _check_shapes(piece, "")
+        for part in PARTS:
+            check_range(piece, part, slice(None))
+            self._files[part].write(getattr(piece, f"{part}_indices").astype(np.uint16))
+        self._written += len(piece)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        sums = {f"{part}_indices.npy": file.close() for part, file in self._files.items()}
+        try:
+            if kind is None:
+                self._finish(sums)
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _finish(self, sums: dict[str, str]) -> None:
+        if self._written != len(self._rows):
+            raise UserError(f"{self._out}: {self._written} codes were appended for {len(self._rows)} rows")
+        for file, array in zip((*CODEBOOK_FILES, "rows.npy"),
+                               (self._model.normal_codebook, self._model.abnormal_codebook, self._rows)):
+            np.save(self._partial / file, array, allow_pickle=False)
+            sums[file] = _sha256(self._partial / file)
+        header = {**self._model.meta, "format_version": FORMAT_VERSION, "checksums": sums}
+        (self._partial / "bank.json").write_text(json.dumps(header, indent=2) + "\n")
+        os.replace(self._partial, self._out)
+
+
+class _HashedFile:
+    """A uint16 .npy file written in pieces, and its checksum."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._file: BinaryIO = path.open("wb+")
+        npy.write_array_header_1_0(self._file, {"descr": "<u2", "fortran_order": False, "shape": shape})
+        self._file.seek(0)
+        self._sum = hashlib.sha256(self._file.read())
+
+    def write(self, piece: np.ndarray) -> None:
+        data = np.ascontiguousarray(piece, "<u2").data
+        self._file.write(data)
+        self._sum.update(data)
+
+    def close(self) -> str:
+        self._file.close()
+        return self._sum.hexdigest()
+
+
+def require_same_model(bank: CodeBank, other: CodeBank) -> None:
+    """Raises `UserError` naming what keeps codes of `other` from being compared with those of `bank`."""
+    for key in ("model_digest", "preprocessing"):
+        if bank.meta.get(key) != other.meta.get(key):
+            raise UserError(f"{other.name}/bank.json: {key} is not that of {bank.name}; encode both with one model")
+    if bank.grid != other.grid:
+        raise UserError(f"{other.name}: codes of {other.grid} cells, but {bank.name} has {bank.grid}; "
+                        "encode both with one model")
+    for name in ("normal_codebook", "abnormal_codebook"):
+        if not np.array_equal(getattr(bank, name), getattr(other, name)):
+            raise UserError(f"{other.name}/{name}.npy: differs from {bank.name}'s; encode both with one model")
+
+
+def check_range(bank: CodeBank, part: str, rows: slice) -> None:
+    """Raises `UserError` if an index of these rows is outside the codebook."""
+    indices, size = getattr(bank, f"{part}_indices")[rows], len(getattr(bank, f"{part}_codebook"))
+    if indices.size and not 0 <= indices.min() <= indices.max() < size:
+        raise UserError(f"{bank.name}: {part}_indices hold {indices.min()}..{indices.max()}, but {part}_codebook has "
+                        f"{size} codes; the two belong to different models, encode again")
+
+
+def _check_shapes(bank: CodeBank, suffix: str) -> None:
+    prefix = f"{bank.name}/" if suffix else ""
+
+    def require(right: bool, name: str, what: str) -> None:
+        if not right:
+            raise UserError(f"{prefix}{name}{suffix}: {what}")
+
+    n = len(bank.rows)
+    for part in PARTS:
+        indices, codebook = getattr(bank, f"{part}_indices"), getattr(bank, f"{part}_codebook")
+        right = indices.dtype == np.uint16 if suffix else np.issubdtype(indices.dtype, np.integer)
+        require(right, f"{part}_indices", f"holds {indices.dtype}, not {'uint16' if suffix else 'integers'}")
+        require(indices.ndim == 3 and len(indices) == n, f"{part}_indices", f"shape {indices.shape} is not [{n},h,w], "
+                f"{n} being the number of rows")
+        require(indices.shape == bank.normal_indices.shape, f"{part}_indices", f"shape {indices.shape} is not that of "
+                f"normal_indices, {bank.normal_indices.shape}")
+        require(codebook.dtype == np.float32 and codebook.ndim == 2, f"{part}_codebook",
+                f"is {codebook.dtype} {codebook.shape}, not float32 [K,D]")
+        require(0 < len(codebook) <= 1 << 16 and bool(np.isfinite(codebook).all()), f"{part}_codebook",
+                "needs 1 to 65536 codes of finite numbers")
+    names = bank.rows.dtype.names or ()
+    require({"patient_id", "slice_index"} <= set(names), "rows", f"columns {names} lack patient_id or slice_index")
+    require(bank.rows.dtype["patient_id"].kind == "U" and not bank.rows.dtype.hasobject, "rows",
+            "patient_id must be fixed-width text, and no column may hold objects")
+    require(bank.rows.ndim == 1, "rows", f"shape {bank.rows.shape} is not [N]")
+
+
+def _read_header(directory: Path) -> dict[str, Any]:
+    path = directory / "bank.json"
+    try:
+        header = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a directory written by `evaluate.py encode`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be read ({error}); encode again") from None
+    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; encode again with this version")
+    return header
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; copy the bank whole or encode again") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: truncated or no .npy file ({error}); copy the bank whole or encode again") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_sum(path: Path, expected: str | None) -> None:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; copy the bank whole or encode again")
+    if _sha256(path) != expected:
+        raise UserError(f"{path}: checksum is not the one in bank.json; copy the bank whole or encode again")
