@@ -1,0 +1,122 @@
+"""`evaluate.py report`: encodes queries and references, ranks, measures, and writes the tables, figures and page."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decomp_jax.data.records import SliceDataset
+from decomp_jax.errors import UserError
+from decomp_jax.evaluation import scores, tables
+from decomp_jax.evaluation.counterfactual import counterfactual_table
+from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.evaluation.rankers import METHODS, rankers
+from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.retrieval.statistics import CONFIDENCE, Bootstrap, Interval
+
+SEED = 0
+
+
+def write_report(workdir: str | Path, data: str | Path, out: str | Path, reference: str = "reference") -> None:
+    """Writes OUT/{index.html, metrics.json, metrics.csv, figures/*.png}.
+
+    Args:
+        workdir: a training run.
+        data: a prepared data set; the split `query` asks, the split named by `reference` is searched.
+        out: directory to write into; files of an earlier report are replaced.
+
+    Raises:
+        UserError: the data were prepared otherwise than the model's, or a patient is in both splits.
+    """
+    decomposer = Decomposer.restore(workdir)
+    datasets = {split: SliceDataset(data, split) for split in ("query", reference)}
+    _require_comparable(decomposer, datasets["query"], data)
+    _require_disjoint(datasets, data)
+    query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
+    metrics = measure(decomposer, datasets["query"], query, references)
+    metrics["protocol"]["reference split"] = reference
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(_plain(metrics), indent=1, allow_nan=False) + "\n")
+    with open(out / "metrics.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("name", "mean", "low", "high"))
+        table.writerows((" | ".join(name), *values) for name, values in _intervals(metrics))
+
+
+def measure(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet, reference: SliceSet) -> dict[str, Any]:
+    """All tables of the report."""
+    settings = dataset.settings
+    depth = min(scores.DEPTH, len(reference))
+    methods = rankers(query, reference, depth=depth, lesion_classes=len(settings.lesion_classes), seed=SEED)
+    found = scores.score(query, reference, methods, settings)
+    bootstrap = Bootstrap.of(query.rows["patient_id"], seed=SEED)
+    summary = tables.Summary.of(found, bootstrap)
+    return {
+        "provenance": {
+            "model_digest": decomposer.model_digest, "trained on data_digest": decomposer.data_digest,
+            "data_digest": dataset.digest, "settings": settings.to_json(),
+        },
+        "protocol": {
+            "queries": _counts(query), "references": _counts(reference), "methods": METHODS,
+            "bootstrap samples": len(bootstrap.counts), "confidence": CONFIDENCE, "ranking depth": depth,
+            "thresholds": scores.THRESHOLDS,
+        },
+        **tables.retrieval_tables(summary),
+        "comparisons": tables.comparisons(summary),
+        "strata": tables.strata(found, query, bootstrap),
+        "mixed": tables.mixed_queries(query, reference, settings, seed=SEED),
+        "segmentation": tables.segmentation_table(query, settings.lesion_classes),
+        "abnormality": tables.abnormality_table(query),
+        "codebooks": tables.codebook_table(reference),
+        "counterfactual": counterfactual_table(decomposer, dataset, query),
+    }
+
+
+def _counts(slices: SliceSet) -> dict[str, int]:
+    patients = len(np.unique(slices.rows["patient_id"]))
+    return {"patients": patients, "slices": len(slices), "with a lesion": int(slices.lesion.sum())}
+
+
+def _require_comparable(decomposer: Decomposer, dataset: SliceDataset, data: str | Path) -> None:
+    ours, theirs = decomposer.settings, dataset.settings
+    if ours.preprocessing != theirs.preprocessing or ours.lesion_classes != theirs.lesion_classes:
+        raise UserError(
+            f"{data}: prepared otherwise than the model's training data ({theirs.preprocessing}, "
+            f"{theirs.lesion_classes}; the model's: {ours.preprocessing}, {ours.lesion_classes}); prepare it again to match"
+        )
+
+
+def _require_disjoint(datasets: dict[str, SliceDataset], data: str | Path) -> None:
+    for split, dataset in datasets.items():
+        if not len(dataset):
+            raise UserError(f"{data}: the split {split!r} is empty; prepare the data with patients in it")
+    ours, theirs = (np.unique(dataset.rows["patient_id"]) for dataset in datasets.values())
+    both = np.intersect1d(ours, theirs)
+    if len(both):
+        raise UserError(f"{data}: patient {both[0]} is in both {' and '.join(datasets)}; split by patient")
+
+
+def _intervals(table: dict[str, Any], name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], tuple]]:
+    for key, value in table.items():
+        if isinstance(value, Interval):
+            yield (*name, key), value
+        elif isinstance(value, dict):
+            yield from _intervals(value, (*name, key))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: intervals as objects, numbers of six digits, null where a number is undefined."""
+    if isinstance(value, Interval):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,79 @@
+"""The slices of one split as the evaluation needs them: images, labels, and what the network makes of each."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
+from tqdm import tqdm
+
+from decomp_jax.data.records import SliceDataset
+from decomp_jax.evaluation.decomposer import Decomposer, Decomposition
+from decomp_jax.retrieval import CodeBank
+
+BATCH = 64
+
+
+def decomposed(
+    decomposer: Decomposer, images: Float[np.ndarray, "n s s c"], progress: str
+) -> Iterator[Decomposition]:
+    """The network's view of `images`, a batch of at most `BATCH` at a time."""
+    for start in tqdm(range(0, len(images), BATCH), desc=progress, unit="batch"):
+        yield decomposer.decompose(images[start : start + BATCH])
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceSet:
+    """The labelled slices of a split (all slices, where none is labelled), with labels and codes.
+
+    Attributes:
+        positions: row of each slice in the split.
+        anatomy: None where the data set has no regions.
+        bank: the codes.
+        segmentation: the label that the network finds most probable in each pixel.
+        abnormality: the network's score of each slice, higher where it sees a lesion.
+    """
+
+    rows: Shaped[np.ndarray, "n"]
+    positions: Integer[np.ndarray, "n"]
+    image: Float[np.ndarray, "n s s c"]
+    label: UInt8[np.ndarray, "n s s"]
+    anatomy: UInt8[np.ndarray, "n s s"] | None
+    bank: CodeBank
+    z_e_normal: Float[np.ndarray, "n h w d"]
+    z_e_abnormal: Float[np.ndarray, "n h w d"]
+    segmentation: UInt8[np.ndarray, "n s s"]
+    abnormality: Float[np.ndarray, "n"]
+
+    @classmethod
+    def encode(cls, decomposer: Decomposer, dataset: SliceDataset, split: str) -> Self:
+        labelled = dataset.rows["labelled"]
+        positions = np.flatnonzero(labelled) if labelled.any() else np.arange(len(dataset))
+        fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
+        stacked = dataset.stack(fields, positions)
+        batches = [
+            (*(getattr(batch, name) for name in _OUTPUTS), batch.segmentation.argmax(-1).astype(np.uint8))
+            for batch in decomposed(decomposer, stacked["image"], f"encode {split}")
+        ]
+        normal, abnormal, z_e_normal, z_e_abnormal, abnormality, segmentation = map(np.concatenate, zip(*batches))
+        bank = CodeBank.from_arrays(
+            normal_indices=normal, abnormal_indices=abnormal, rows=dataset.rows[positions],
+            normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
+        )
+        return cls(
+            rows=bank.rows, positions=positions, image=stacked["image"], label=stacked["label"],
+            anatomy=stacked.get("anatomy"), bank=bank, z_e_normal=z_e_normal, z_e_abnormal=z_e_abnormal,
+            segmentation=segmentation, abnormality=abnormality,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lesion(self) -> Bool[np.ndarray, "n"]:
+        """Whether each slice shows a lesion."""
+        return self.label.any((1, 2))
+
+
+_OUTPUTS = ("normal_indices", "abnormal_indices", "z_e_normal", "z_e_abnormal", "abnormality")

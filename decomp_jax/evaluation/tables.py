@@ -1,0 +1,235 @@
+"""The numbers of a report: scores averaged over patients, with bootstrap intervals, as nested dictionaries."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from decomp_jax.data.schema import Settings
+from decomp_jax.evaluation.rankers import METHODS
+from decomp_jax.evaluation.scores import Scores, label_overlap, same_patient
+from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.retrieval import relevance
+from decomp_jax.retrieval.statistics import Bootstrap, Interval, interval
+
+Table = dict[str, Any]
+
+# Each target's own code, and the oracle of the other target: what the labels alone force on an off-diagonal.
+OWN = {"normal": "normal", "abnormal": "abnormal", "both": "both"}
+FLOOR = {("abnormal", "normal"): "oracle_abnormal", ("normal", "abnormal"): "oracle_normal"}
+HEADLINE = ("dice@5", "whole_dice@5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Averages of scores over patients, and of each resample, by name; NaN where a score was never asked for."""
+
+    means: dict[tuple[str, ...], float]
+    resampled: dict[tuple[str, ...], Float[np.ndarray, "samples"]]
+
+    @classmethod
+    def of(cls, scores: dict[tuple[str, ...], Float[np.ndarray, "n"]], bootstrap: Bootstrap) -> Self:
+        if not scores:
+            return cls({}, {})
+        means, resampled = bootstrap.macro(np.stack(list(scores.values()), axis=1))
+        known = [(name, i) for i, name in enumerate(scores) if np.isfinite(means[i])]
+        return cls({name: float(means[i]) for name, i in known}, {name: resampled[:, i] for name, i in known})
+
+    def __contains__(self, name: tuple[str, ...]) -> bool:
+        return name in self.means
+
+    def __getitem__(self, name: tuple[str, ...]) -> Interval:
+        return interval(self.means[name], self.resampled[name])
+
+    def compare(self, a: tuple[str, ...], b: tuple[str, ...]) -> dict[str, Interval]:
+        """Paired difference a - b and ratio a / b."""
+        ratio = _divide(self.means[a], self.means[b])
+        return {
+            "difference": interval(self.means[a] - self.means[b], self.resampled[a] - self.resampled[b]),
+            "ratio": interval(float(ratio), _divide(self.resampled[a], self.resampled[b])),
+        }
+
+    def nested(self, names: Iterator[tuple[str, ...]] | None = None) -> Table:
+        """Intervals by the parts of their names: (a, b, c) becomes table[a][b][c]."""
+        table: Table = {}
+        for name in self.means if names is None else names:
+            *outer, last = name
+            place = table
+            for part in outer:
+                place = place.setdefault(part, {})
+            place[last] = self[name]
+        return table
+
+
+def _divide(a: Any, b: Any) -> np.ndarray:
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0)
+
+
+def retrieval_tables(summary: Summary) -> Table:
+    """`retrieval[method][target][measure]`, `agreement[method][measure]` and `columns[column][method][measure]`."""
+    plain = [name for name in summary.means if name[1] in OWN]
+    slices = [name for name in summary.means if name[1] == "slice"]
+    columns = Summary(
+        {_by_column(name): summary.means[name] for name in summary.means if name[1].startswith("column ")},
+        {_by_column(name): summary.resampled[name] for name in summary.means if name[1].startswith("column ")},
+    )
+    agreement = {method: table["slice"] for method, table in summary.nested(slices).items()}
+    return {"retrieval": summary.nested(plain), "agreement": agreement, "columns": columns.nested()}
+
+
+def _by_column(name: tuple[str, str, str]) -> tuple[str, str, str]:
+    method, column, measure = name
+    return column.removeprefix("column "), method, measure
+
+
+def comparisons(summary: Summary) -> Table:
+    """`comparisons[target][measure]["a vs b"]`: each target's own code with every other method, and the code of the
+    other target with its floor."""
+    table: Table = {}
+    for target, own in OWN.items():
+        pairs = [(own, other) for other in METHODS if other != own]
+        pairs += [(row, floor) for (row, column), floor in FLOOR.items() if column == target]
+        for measure in HEADLINE:
+            for a, b in pairs:
+                if (a, target, measure) in summary and (b, target, measure) in summary:
+                    found = summary.compare((a, target, measure), (b, target, measure))
+                    table.setdefault(target, {}).setdefault(measure, {})[f"{a} vs {b}"] = found
+    return table
+
+
+def strata(scores: Scores, query: SliceSet, bootstrap: Bootstrap) -> Table:
+    """Dice@5 of the main methods by thirds of lesion area and of slice height: `strata[by][third][method][target]`."""
+    area = np.where(query.lesion, (query.label > 0).mean((1, 2)), np.nan)
+    heights = query.rows["position_mm"].astype(float)
+    names = [
+        (method, target, measure) for method, target, measure in scores
+        if measure in HEADLINE and target in ("normal", "abnormal") and method in ("normal", "abnormal", "pixel_l2")
+    ]
+    table: Table = {}
+    for by, values, parts in (
+        ("lesion area", area, ("small", "middle", "large")), ("slice height", heights, ("low", "middle", "high")),
+    ):
+        if np.isfinite(values).sum() < len(parts):
+            continue
+        edges = np.nanquantile(values, (1 / 3, 2 / 3))
+        third = np.where(np.isnan(values), -1, np.searchsorted(edges, values))
+        for i, part in enumerate(parts):
+            chosen = {name: np.where(third == i, scores[name], np.nan) for name in names}
+            bounds = [float(np.nanmin(values[third == i])), float(np.nanmax(values[third == i]))] if i in third else []
+            table.setdefault(by, {})[part] = {"from_to": bounds, **Summary.of(chosen, bootstrap).nested()}
+    return table
+
+
+def mixed_queries(
+    query: SliceSet, reference: SliceSet, settings: Settings, *, k: int = 5, seed: int = 0
+) -> Table:
+    """Searches with the anatomy of one slice, A, and the lesion of another patient's, B, scored against both.
+
+    Each query slice with a lesion is A once; B is drawn among those of other patients. `oracle` ranks by the mean of
+    both true overlaps: what the references hold. Empty without anatomy or with a single patient.
+    """
+    lesion = np.flatnonzero(query.lesion)
+    if query.anatomy is None or len(np.unique(query.rows["patient_id"][lesion])) < 2:
+        return {}
+    pairs = _draw_pairs(query.rows["patient_id"], lesion, np.random.default_rng(seed))
+    scores: Scores = {}
+    relevances = label_overlap(query, reference, settings)
+    for block in np.array_split(pairs, -(-len(pairs) // 256)):
+        for name, values in _mixed_scores(query, reference, relevances, block, k):
+            scores.setdefault(name, []).append(values)
+    joined = {name: np.concatenate(values) for name, values in scores.items()}
+    summary = Summary.of(joined, Bootstrap.of(query.rows["patient_id"][pairs[:, 0]]))
+    table = summary.nested()
+    for target, pure in (("anatomy of A", "normal code of A"), ("lesion of B", "abnormal code of B")):
+        table.setdefault("mixed vs pure", {})[target] = summary.compare(
+            ("mixed", target, f"dice@{k}"), (pure, target, f"dice@{k}")
+        )
+    return table
+
+
+def _draw_pairs(patients: np.ndarray, slices: np.ndarray, rng: np.random.Generator) -> Integer[np.ndarray, "m 2"]:
+    others = [slices[patients[slices] != patients[a]] for a in slices]
+    return np.array([(a, rng.choice(other)) for a, other in zip(slices, others)])
+
+
+def _mixed_scores(
+    query: SliceSet, reference: SliceSet, relevances: Callable, pairs: Integer[np.ndarray, "m 2"], k: int
+) -> Iterator[tuple[tuple[str, str, str], Float[np.ndarray, "m"]]]:
+    a, b = pairs.T
+    of_a, of_b = relevances(a), relevances(b)
+    excluded = same_patient(query, reference, a) | same_patient(query, reference, b)
+    normal, abnormal = query.bank.normal_indices[a], query.bank.abnormal_indices[b]
+    search = reference.bank.search
+    rows = {
+        "mixed": search(normal=normal, abnormal=abnormal, k=k).rows,
+        "normal code of A": search(normal=normal, k=k).rows,
+        "abnormal code of B": search(abnormal=abnormal, k=k).rows,
+        "oracle": relevance.nearest(
+            -of_a["normal"]["dice"] - of_b["abnormal"]["dice"], excluded=excluded, k=k
+        ),
+        "random": relevance.nearest(np.random.default_rng(0).random(excluded.shape), excluded=excluded, k=k),
+    }
+    targets = {
+        "anatomy of A": of_a["normal"], "lesion of B": of_b["abnormal"],
+        "anatomy of B": of_b["normal"], "lesion of A": of_a["abnormal"],
+    }
+    for method, hits in rows.items():
+        for target, kinds in targets.items():
+            gains = relevance.gains_of(kinds["dice"], np.asarray(hits))
+            yield (method, target, f"dice@{k}"), relevance.mean_gain(gains, k)
+
+
+def segmentation_table(query: SliceSet, classes: tuple[str, ...]) -> Table:
+    """Dice of the predicted labels per class and of the whole lesion, over all slices of a patient together; shares of
+    lesion-free slices with a finding and of lesion slices without one."""
+    names, patient = np.unique(query.rows["patient_id"], return_inverse=True)
+    truth, found = query.label, query.segmentation
+    masks = {name: (truth == i, found == i) for i, name in enumerate(classes, start=1)}
+    masks["whole lesion"] = (truth > 0, found > 0)
+    dice = {}
+    for name, (a, b) in masks.items():
+        overlap, ours, theirs = (
+            np.bincount(patient, mask.sum((1, 2), dtype=np.int64), len(names)) for mask in (a & b, a, b)
+        )
+        dice[(name,)] = np.where(ours > 0, _divide(2 * overlap, ours + theirs), np.nan)
+    empty = ~found.any((1, 2))
+    slices = {
+        ("lesion-free slices with a finding",): np.where(query.lesion, np.nan, ~empty),
+        ("lesion slices without a finding",): np.where(query.lesion, empty, np.nan),
+    }
+    return {
+        "dice": Summary.of(dice, Bootstrap.of(names)).nested(),
+        **Summary.of(slices, Bootstrap.of(query.rows["patient_id"])).nested(),
+    }
+
+
+def abnormality_table(query: SliceSet) -> Table:
+    """How well the abnormality score, and the predicted lesion area, tell lesion slices from the others."""
+    bootstrap = Bootstrap.of(query.rows["patient_id"])
+    scores = {"auroc": query.abnormality, "auroc of predicted area": (query.segmentation > 0).sum((1, 2))}
+    return {name: bootstrap.auroc(values.astype(float), query.lesion) for name, values in scores.items()}
+
+
+def codebook_table(slices: SliceSet) -> Table:
+    """Codes in use and perplexity (exp of the entropy of use) of each codebook, over lesion and lesion-free slices."""
+    table: Table = {}
+    for path in ("normal", "abnormal"):
+        size = len(getattr(slices.bank, f"{path}_codebook"))
+        indices = getattr(slices.bank, f"{path}_indices")
+        table[path] = {"size": size}
+        for kind, chosen in (("lesion slices", slices.lesion), ("lesion-free slices", ~slices.lesion)):
+            if chosen.any():
+                table[path][kind] = code_use(np.bincount(indices[chosen].ravel(), minlength=size))
+    return table
+
+
+def code_use(counts: Integer[np.ndarray, "k"]) -> dict[str, float]:
+    share = counts / counts.sum()
+    known = share[share > 0]
+    return {
+        "used": int((counts > 0).sum()), "perplexity": float(np.exp(-(known * np.log(known)).sum())),
+        "most common": float(share.max()),
+    }

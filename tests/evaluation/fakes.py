@@ -1,0 +1,94 @@
+"""A small data set of drawn heads with drawn lesions, and a network that reads both off the labels."""
+
+import dataclasses
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+
+from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
+from decomp_jax.evaluation.rankers import cell_share
+
+SIZE, GRID, LEVELS = 32, (4, 4), 16
+
+
+def settings(**changes: object) -> Settings:
+    values = {"source": "phantom", "size": SIZE, "lesion_classes": ("NCR", "ED"), "anatomy_classes": ANATOMY_CLASSES}
+    return Settings(**{**values, "healthy": True, **changes})
+
+
+class Heads:
+    """Stands in for `SliceDataset`: `patients` heads of `slices` slices, lesions of two classes in most of them."""
+
+    digest = "d" * 64
+
+    def __init__(self, patients: int, slices: int, *, seed: int, prefix: str = "p", **changes: object) -> None:
+        self.settings = settings(**changes)
+        rng = np.random.default_rng(seed)
+        drawn = [_head(rng, z) for _ in range(patients) for z in np.linspace(-0.7, 0.7, slices)]
+        self.fields = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
+        self.rows = np.zeros(len(drawn), [
+            ("patient_id", "U8"), ("slice_index", "i4"), ("position_mm", "f4"), ("has_abnormality", "?"),
+            ("labelled", "?"), ("tumour", "U12"),
+        ])
+        patient, index = np.divmod(np.arange(len(drawn)), slices)
+        self.rows["patient_id"] = [f"{prefix}{i}" for i in patient]
+        self.rows["slice_index"], self.rows["position_mm"] = index, 4.0 * index
+        self.rows["has_abnormality"] = self.fields["label"].any((1, 2))
+        self.rows["labelled"] = True
+        self.rows["tumour"] = np.where(patient % 2, "glioma", "meningioma")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stack(self, names: Sequence[str], rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        return {name: self.fields[name][slice(None) if rows is None else np.asarray(rows)] for name in names}
+
+
+def _head(rng: np.random.Generator, z: float) -> dict[str, np.ndarray]:
+    y, x = np.mgrid[-1:1:SIZE * 1j, -1:1:SIZE * 1j]
+    width, height = 0.85 * np.sqrt(1 - z * z) * rng.uniform(0.9, 1.1, 2)
+    brain = (x / width) ** 2 + (y / height) ** 2 < 1
+    anatomy = np.where(brain, np.where(x > 0, 1, 2), 0)
+    ventricle = brain & (np.abs(np.abs(x) - 0.15) < 0.08) & (np.abs(y) < 0.35 * (1 - z))
+    anatomy[ventricle] = np.where(x > 0, 5, 6)[ventricle]
+    healthy = np.where(brain, 0.6, 0.0) - 0.4 * ventricle + 0.03 * rng.normal(size=x.shape) * brain
+    radius = np.hypot(x - rng.uniform(-0.5, 0.5), y - rng.uniform(-0.5, 0.5)) / rng.uniform(0.15, 0.4)
+    label = np.where(brain & (radius < 1) & (rng.random() < 0.7), np.where(radius < 0.6, 1, 2), 0)
+    image = np.where(label == 1, 0.3, np.where(label == 2, 0.8, healthy))
+    return {
+        "image": image[..., None].clip(0, 1).astype(np.float16), "label": label.astype(np.uint8),
+        "anatomy": anatomy.astype(np.uint8), "healthy": healthy[..., None].clip(0, 1).astype(np.float16),
+    }
+
+
+@dataclasses.dataclass
+class FakeDecomposer:
+    """Stands in for `Decomposer`: finds lesions by their grey values, and paints 0.6 over them."""
+
+    settings: Settings
+    model_digest: str = "m" * 64
+    data_digest: str = "d" * 64
+    config: object = None
+
+    @property
+    def normal_codebook(self) -> np.ndarray:
+        return np.linspace(0, 1, LEVELS, dtype=np.float32)[:, None]
+
+    abnormal_codebook = normal_codebook
+
+    def decompose(self, images: np.ndarray) -> SimpleNamespace:
+        grey = images.astype(np.float32)[..., 0]
+        segmentation = np.stack([np.ones_like(grey), *(abs(grey - level) < 0.01 for level in (0.3, 0.8))], -1)
+        segmentation[..., 0] -= 0.5
+        segmentation[..., 0] -= segmentation[..., 1:].sum(-1)
+        lesion = segmentation[..., 1:].any(-1)
+        x_minus = np.where(lesion, 0.6, grey)[..., None]
+        z_e_normal, z_e_abnormal = cell_share(x_minus[..., 0] > 0.4, GRID), cell_share(lesion, GRID)
+        return SimpleNamespace(
+            x_plus=images.astype(np.float32), x_minus=x_minus, segmentation=segmentation,
+            normal_indices=np.rint(z_e_normal * (LEVELS - 1)).astype(int),
+            abnormal_indices=np.rint(z_e_abnormal * (LEVELS - 1)).astype(int),
+            z_e_normal=z_e_normal[..., None], z_e_abnormal=z_e_abnormal[..., None],
+            abnormality=z_e_abnormal.max((1, 2)),
+        )
