@@ -1,0 +1,171 @@
+"""The settings of a run. `configs/*.py` hand out ConfigDicts of these fields; programs turn them at once into dataclasses."""
+
+import dataclasses
+from typing import Any, Self, get_type_hints
+
+from ml_collections import ConfigDict
+
+from decomp_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        widths: encoder channels at full, half, quarter ... resolution (Table A.1); the code grid is size / 2^len(widths).
+        code_dim: D, channels of a code.
+        codebook_size: K, codes of each codebook.
+        own_blocks: last residual blocks that the abnormal path does not share with the normal one (0 in the paper).
+        spade_width: hidden channels of a SPADE module are min(spade_width, C).
+        spade_stop_gradient: keep image losses from training the segmentation decoder through SPADE.
+        nothing_threshold: cells whose ||z_e_abnormal||^2 is at most this take code 0, a fixed zero vector that says
+            "nothing here"; 0 switches the rule off, as in the paper.
+        codebook_decay: decay of the moving average that updates codebooks; 0 trains them by gradient.
+        revive_below: codes whose moving average of use falls below this restart at an encoder output; 0 never.
+        dtype: compute type of the network; parameters, losses, statistics and distances are float32.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    code_dim: int = 64
+    codebook_size: int = 512
+    own_blocks: int = 2
+    spade_width: int = 128
+    spade_stop_gradient: bool = False
+    nothing_threshold: float = 20.0
+    codebook_decay: float = 0.99
+    revive_below: float = 0.1
+    dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term of the objective; 0 removes the term and its cost. The paper's lambdas, one a term."""
+
+    codebook_normal: float = 0.0
+    codebook_abnormal: float = 0.0
+    commitment_normal: float = 0.25
+    commitment_abnormal: float = 0.25
+    nothing: float = 1.0
+    margin: float = 1.0
+    discrimination: float = 0.0
+    generalized_dice: float = 0.0
+    soft_dice: float = 5.0
+    cross_entropy: float = 5.0
+    reconstruction_minus: float = 1.0
+    reconstruction_plus: float = 1.0
+    residual: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training image, made on the device.
+
+    Attributes:
+        flip: probability of a left-right flip.
+        rotation: largest rotation, degrees.
+        scale: largest log of the scaling factor.
+        transplant: probability that another image's lesion is pasted in.
+        intensity: largest log of the gamma applied to the input (the targets keep their intensities).
+    """
+
+    flip: float = 0.5
+    rotation: float = 12.0
+    scale: float = 0.12
+    transplant: float = 0.5
+    intensity: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the slices are: a directory written by `python -m data_prep`."""
+
+    dir: str = ""
+    read_threads: int = 16
+    prefetch: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run.
+
+    Attributes:
+        steps: optimiser steps; the learning rate follows a ramp and a cosine to 0 over them.
+        warmup_steps: first steps, without quantisation (clamped below `steps`).
+        ramp_steps: linear ramp of the learning rate.
+        batch_size: global batch.
+        margin: pi, the threshold of the discrimination and margin terms (Appendix D).
+        revive_until: share of the steps after which codebooks are no longer revived, so that codes settle.
+        init_from: another run's directory, whose newest parameters this run starts from.
+        eval_every: steps between validation passes; 0 for none.
+    """
+
+    steps: int = 69_000
+    warmup_steps: int = 1_000
+    ramp_steps: int = 500
+    batch_size: int = 240
+    learning_rate: float = 2e-3
+    margin: float = 10.0
+    revive_until: float = 0.8
+    seed: int = 0
+    init_from: str = ""
+    checkpoint_every: int = 1_000
+    log_every: int = 50
+    eval_every: int = 2_000
+    tensorboard: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: ModelConfig = ModelConfig()
+    weights: LossWeights = LossWeights()
+    augment: AugmentConfig = AugmentConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raises UserError for a name that no field has and for values that can't be used."""
+        types = get_type_hints(cls)
+        _refuse_unknown(values, types, "config")
+        parts = {name: _part(types[name], fields, f"config.{name}") for name, fields in values.items()}
+        config = cls(**parts)
+        _check(config)
+        return config
+
+    def to_config_dict(self) -> ConfigDict:
+        """For `configs/*.py`: a ConfigDict whose fields the shell can override (`--config.train.steps=100`)."""
+        return ConfigDict(self.to_dict())
+
+
+def _part(part: type, values: dict[str, Any], where: str) -> Any:
+    known = {field.name for field in dataclasses.fields(part)}
+    _refuse_unknown(values, known, where)
+    return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _refuse_unknown(values: dict[str, Any], known: Any, where: str) -> None:
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}.{name}: no such setting; there are {', '.join(sorted(known))}")
+
+
+def _check(config: Config) -> None:
+    rules = {
+        "config.train.steps": config.train.steps >= 1,
+        "config.train.batch_size": config.train.batch_size >= 1,
+        "config.train.log_every": config.train.log_every >= 1,
+        "config.train.checkpoint_every": config.train.checkpoint_every >= 1,
+        "config.train.learning_rate": config.train.learning_rate > 0,
+        "config.model.widths": len(config.model.widths) >= 1,
+        "config.model.own_blocks": 0 <= config.model.own_blocks < len(config.model.widths),
+        "config.model.codebook_size": 2 <= config.model.codebook_size <= 65_536,
+        "config.model.codebook_decay": 0 <= config.model.codebook_decay < 1,
+        "config.model.dtype": config.model.dtype in ("float32", "bfloat16"),
+    }
+    for name, holds in rules.items():
+        if not holds:
+            raise UserError(f"--{name}: this value can't be used; see its description in decomp_jax/config.py")

@@ -1,0 +1,49 @@
+"""Terms on the encoder's outputs and the codebooks (equations 1-3)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def cell_distance(z_e: Float[Array, "b h w d"], z_q: Float[Array, "b h w d"]) -> Float[Array, "b h w"]:
+    """||z_e - z_q||^2 of each cell: summed over D, so that the paper's pi = 10 has its natural scale."""
+    return jnp.sum((z_e - z_q) ** 2, -1)
+
+
+def codebook_loss(
+    z_e: Float[Array, "b h w d"], z_q: Float[Array, "b h w d"], cells: Float[Array, "b h w"]
+) -> Float[Array, "b"]:
+    """First term of equation 1: draws codes to the encoder's outputs, in the cells of weight > 0."""
+    return (cells * cell_distance(jax.lax.stop_gradient(z_e), z_q)).mean((1, 2))
+
+
+def commitment_loss(
+    z_e: Float[Array, "b h w d"], z_q: Float[Array, "b h w d"], cells: Float[Array, "b h w"]
+) -> Float[Array, "b"]:
+    """Second term of equation 1, without beta: draws the encoder's outputs to their codes."""
+    return (cells * cell_distance(z_e, jax.lax.stop_gradient(z_q))).mean((1, 2))
+
+
+def nothing_loss(z_e: Float[Array, "b h w d"], lesion_fraction: Float[Array, "b h w"]) -> Float[Array, "b"]:
+    """Draws cells without any lesion to the zero vector, the "nothing" code."""
+    return ((lesion_fraction == 0) * jnp.sum(z_e**2, -1)).mean((1, 2))
+
+
+def margin_loss(
+    z_e: Float[Array, "b h w d"], lesion_fraction: Float[Array, "b h w"], *, radius: float
+) -> Float[Array, ""]:
+    """Pushes lesion cells to ||z_e||^2 >= radius; a cell a quarter full counts as much as a full one.
+
+    The mean over the weight of lesion cells in the whole batch: small lesions count as much as large ones.
+    """
+    weight = jnp.minimum(1.0, 4 * lesion_fraction)
+    gap = jnp.maximum(radius - jnp.sum(z_e**2, -1), 0.0)
+    return jnp.sum(weight * gap) / jnp.maximum(weight.sum(), 1.0)
+
+
+def discrimination_loss(
+    z_e: Float[Array, "b h w d"], z_q: Float[Array, "b h w d"], *, margin: float, is_normal: Float[Array, "b"]
+) -> Float[Array, "b"]:
+    """Equation 3 on images without abnormality: keeps the mean cell at least `margin` from its code."""
+    distance = cell_distance(z_e, jax.lax.stop_gradient(z_q)).mean((1, 2))
+    return is_normal * jnp.maximum(margin - distance, 0.0)

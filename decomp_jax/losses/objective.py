@@ -1,0 +1,100 @@
+"""The objective: where the terms are reduced to means over the batch, weighted and summed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from decomp_jax.losses import image as on_image
+from decomp_jax.losses import latent, segmentation
+
+
+@flax.struct.dataclass
+class Targets:
+    """What the network's outputs are held to.
+
+    Attributes:
+        image: the input; x_plus is held to it.
+        label: its lesions, 0 background.
+        background: image that x_minus is held to: the input, before a lesion was pasted in.
+        background_label: the lesions of `background`.
+    """
+
+    image: Float[Array, "b s s c"]
+    label: Int[Array, "b s s"]
+    background: Float[Array, "b s s c"]
+    background_label: Int[Array, "b s s"]
+
+
+def lesion_fraction(label: Int[Array, "b s s"], grid: int) -> Float[Array, "b {grid} {grid}"]:
+    """Share of each cell's pixels that carry a lesion."""
+    b, s, _ = label.shape
+    return (label > 0).astype(jnp.float32).reshape(b, grid, s // grid, grid, s // grid).mean((2, 4))
+
+
+def objective(
+    outputs: Any,
+    targets: Targets,
+    weights: Any,
+    *,
+    quantised: Float[Array, ""] | float,
+    margin: float,
+    cell_pixels: int = 3,
+    nothing: bool,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Weighted sum of the terms, and each term alone (mean over the batch, unweighted).
+
+    Terms whose weight is 0 are neither computed nor returned.
+
+    Args:
+        outputs: `models.network.Outputs`.
+        weights: `config.LossWeights`.
+        quantised: 0 in the warm-up, when terms that need codes are held at 0; else 1.
+        margin: pi of equation 3; the margin of "nothing" is twice that.
+        cell_pixels: lesion pixels from which on a cell's lesion code is trained.
+        nothing: cells without a finding carry the "nothing" code; otherwise the abnormal path is trained on all cells
+            of images with a lesion, as in the paper.
+    """
+    latents, codes = outputs.latents, outputs.codes
+    classes = outputs.seg_logits.shape[-1]
+    onehot = jax.nn.one_hot(targets.label, classes)
+    fraction = lesion_fraction(targets.label, latents.abnormal.shape[1])
+    has_lesion = (targets.label > 0).any((1, 2)).astype(jnp.float32)
+    pixels_in_cell = (targets.label.shape[1] // fraction.shape[1]) ** 2
+    all_cells = jnp.ones_like(fraction)
+    lesion_cells = (
+        (fraction >= cell_pixels / pixels_in_cell).astype(jnp.float32)
+        if nothing
+        else all_cells * has_lesion[:, None, None]
+    )
+    abnormal_mask = (targets.label > 0).astype(jnp.float32)[..., None]
+    background_mask = (targets.background_label == 0).astype(jnp.float32)[..., None]
+    probs = jax.nn.softmax(outputs.seg_logits)
+    terms: dict[str, Callable[[], Array]] = {
+        "codebook_normal": lambda: quantised * latent.codebook_loss(latents.normal, codes.z_q_normal, all_cells),
+        "codebook_abnormal": lambda: quantised
+        * latent.codebook_loss(latents.abnormal, codes.z_q_abnormal, lesion_cells),
+        "commitment_normal": lambda: quantised * latent.commitment_loss(latents.normal, codes.z_q_normal, all_cells),
+        "commitment_abnormal": lambda: quantised
+        * latent.commitment_loss(latents.abnormal, codes.z_q_abnormal, lesion_cells),
+        "nothing": lambda: latent.nothing_loss(latents.abnormal, fraction),
+        "margin": lambda: latent.margin_loss(latents.abnormal, fraction, radius=2 * margin),
+        "discrimination": lambda: quantised
+        * latent.discrimination_loss(
+            latents.abnormal, codes.z_q_abnormal, margin=margin, is_normal=1 - has_lesion
+        ),
+        "generalized_dice": lambda: segmentation.generalized_dice(probs, onehot),
+        "soft_dice": lambda: segmentation.soft_dice(probs, onehot),
+        "cross_entropy": lambda: segmentation.cross_entropy(outputs.seg_logits, onehot),
+        "reconstruction_minus": lambda: on_image.reconstruction_minus(
+            outputs.x_minus, targets.background, background_mask
+        ),
+        "reconstruction_plus": lambda: on_image.reconstruction_plus(outputs.x_plus, targets.image, abnormal_mask),
+        "residual": lambda: on_image.residual_l1(outputs.x_minus, outputs.x_plus, 1 - abnormal_mask),
+    }
+    active = {name: term().mean() for name, term in terms.items() if getattr(weights, name)}
+    total = sum(getattr(weights, name) * value for name, value in active.items())
+    return total, active

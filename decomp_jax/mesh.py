@@ -1,0 +1,64 @@
+"""Devices and processes: one mesh axis, "data", over all of them."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from decomp_jax.errors import UserError
+
+# Set by Slurm for the tasks of a job of several, and on the hosts of a TPU pod slice.
+CLUSTER_VARIABLES = ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+
+
+def initialize_distributed(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the processes of a run. Without arguments: automatic where a cluster is found (TPU pod, Slurm), else alone.
+
+    Raises UserError if only some of the three are given.
+    """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise UserError("--coordinator, --processes, --process: give all three, or none")
+    if all(given):
+        jax.distributed.initialize(coordinator, processes, process)
+    elif any(name in os.environ for name in CLUSTER_VARIABLES):
+        jax.distributed.initialize()
+
+
+def data_mesh() -> Mesh:
+    """All devices of all processes along "data"."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def to_global(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> the global batch, split over all devices."""
+    return {name: jax.make_array_from_process_local_data(sharded(mesh), value) for name, value in local.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays -> whole NumPy arrays on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises UserError if the devices can't share the batch evenly."""
+    if batch_size % jax.device_count():
+        raise UserError(
+            f"--config.train.batch_size={batch_size}: {jax.device_count()} devices can't share it evenly; "
+            f"take a multiple of {jax.device_count()}"
+        )

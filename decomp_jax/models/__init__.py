@@ -1,0 +1,1 @@
+"""The network: encoder, vector quantisation, segmentation decoder and SPADE image decoder."""

@@ -1,0 +1,45 @@
+"""The encoder of Table A.1: one image to the features of two paths."""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from decomp_jax.models.blocks import BatchNorm, ResBlock, activation, average_pool, conv
+
+
+class Encoder(nn.Module):
+    """Image to z_e of the normal and the abnormal path.
+
+    Attributes:
+        widths: channels at full, half, quarter ... resolution.
+        code_dim: D.
+        own_blocks: last residual blocks of which each path has its own (0: both share all, as in Table A.1).
+    """
+
+    widths: tuple[int, ...]
+    code_dim: int
+    own_blocks: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b s s c"], *, train: bool
+    ) -> tuple[Float[Array, "b h w d"], Float[Array, "b h w d"]]:
+        first, *blocks = self.widths
+        shared = len(blocks) - self.own_blocks
+        x = average_pool(conv(first, 5, dtype=self.dtype, name="conv")(image.astype(self.dtype)))
+        for i, features in enumerate(blocks[:shared]):
+            x = self._down(x, features, f"block_{i}", train)
+        return tuple(self._head(x, blocks[shared:], path, train) for path in ("normal", "abnormal"))
+
+    def _down(self, x: Array, features: int, name: str, train: bool) -> Array:
+        norm = functools.partial(BatchNorm, self.dtype)
+        return average_pool(ResBlock(features, norm, self.dtype, name=name)(x, train=train))
+
+    def _head(self, x: Array, blocks: list[int], path: str, train: bool) -> Float[Array, "b h w d"]:
+        for i, features in enumerate(blocks):
+            x = self._down(x, features, f"{path}_block_{i}", train)
+        x = activation(BatchNorm(self.dtype, name=f"{path}_norm")(x, train=train))
+        return conv(self.code_dim, dtype=self.dtype, name=f"{path}_conv")(x).astype(jnp.float32)

@@ -1,0 +1,155 @@
+"""The decomposition network (Figure 2): encoder, two codebooks, segmentation decoder, image decoder."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from decomp_jax.config import ModelConfig
+from decomp_jax.models import vq
+from decomp_jax.models.decoders import ImageDecoder, SegmentationDecoder
+from decomp_jax.models.encoder import Encoder
+from decomp_jax.models.spade import masked_logits
+
+
+@flax.struct.dataclass
+class Latents:
+    """Encoder outputs z_e of both paths."""
+
+    normal: Float[Array, "b h w d"]
+    abnormal: Float[Array, "b h w d"]
+
+
+@flax.struct.dataclass
+class Codes:
+    """Quantised latents of both paths: codebook rows, their indices, and the straight-through values."""
+
+    normal_indices: Int[Array, "b h w"]
+    abnormal_indices: Int[Array, "b h w"]
+    z_q_normal: Float[Array, "b h w d"]
+    z_q_abnormal: Float[Array, "b h w d"]
+    z_st_normal: Float[Array, "b h w d"]
+    z_st_abnormal: Float[Array, "b h w d"]
+
+
+@flax.struct.dataclass
+class Outputs:
+    """All that the objective looks at."""
+
+    latents: Latents
+    codes: Codes
+    seg_logits: Float[Array, "b s s k"]
+    x_plus: Float[Array, "b s s c"]
+    x_minus: Float[Array, "b s s c"]
+
+
+class DecompositionNet(nn.Module):
+    """Splits an image into a normal and an abnormal code, and paints it with and without the lesion.
+
+    Attributes mirror `ModelConfig`; `channels` is the number of modalities, `lesion_classes` excludes background.
+    """
+
+    size: int
+    channels: int
+    lesion_classes: int
+    widths: tuple[int, ...]
+    code_dim: int
+    codebook_size: int
+    own_blocks: int
+    spade_width: int
+    spade_stop_gradient: bool
+    nothing_threshold: float
+    dtype: jnp.dtype
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, *, size: int, channels: int, lesion_classes: int) -> "DecompositionNet":
+        return cls(
+            size=size,
+            channels=channels,
+            lesion_classes=lesion_classes,
+            widths=config.widths,
+            code_dim=config.code_dim,
+            codebook_size=config.codebook_size,
+            own_blocks=config.own_blocks,
+            spade_width=config.spade_width,
+            spade_stop_gradient=config.spade_stop_gradient,
+            nothing_threshold=config.nothing_threshold,
+            dtype=jnp.dtype(config.dtype),
+        )
+
+    @property
+    def grid(self) -> int:
+        """Side of the code grid: each encoder level halves the image."""
+        return self.size // 2 ** len(self.widths)
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.widths, self.code_dim, self.own_blocks, self.dtype)
+        self.segmentation_decoder = SegmentationDecoder(self.widths, self.lesion_classes + 1, self.dtype)
+        self.image_decoder = ImageDecoder(self.widths, self.channels, self.spade_width, self.dtype)
+        shape = (self.codebook_size, self.code_dim)
+        self.normal_codebook = self.param("normal_codebook", vq.init_codebook, shape)
+        self.abnormal_codebook = self.param("abnormal_codebook", vq.init_codebook, shape)
+
+    def __call__(self, image: Float[Array, "b s s c"], *, quantised: Float[Array, ""] | float, train: bool) -> Outputs:
+        """The whole network. `quantised` is 0 in the warm-up (codes pass unquantised) and 1 after it."""
+        latents = self.encode(image, train=train)
+        codes = self.quantize(latents)
+        normal = latents.normal + quantised * (codes.z_st_normal - latents.normal)
+        abnormal = latents.abnormal + quantised * (codes.z_st_abnormal - latents.abnormal)
+        seg_logits = self.segment(abnormal, train=train)
+        x_plus, x_minus = self.render_both(normal, seg_logits, train=train)
+        return Outputs(latents, codes, seg_logits, x_plus, x_minus)
+
+    def encode(self, image: Float[Array, "b s s c"], *, train: bool) -> Latents:
+        return Latents(*self.encoder(image, train=train))
+
+    def codebooks(self) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
+        """Normal and abnormal codebook; code 0 of the latter is the zero vector where "nothing" is in use."""
+        abnormal = self.abnormal_codebook
+        return self.normal_codebook, abnormal.at[0].set(0.0) if self.nothing_threshold else abnormal
+
+    def quantize(self, latents: Latents) -> Codes:
+        normal_codebook, abnormal_codebook = self.codebooks()
+        normal_indices = vq.nearest_code(latents.normal, normal_codebook)
+        if self.nothing_threshold:
+            abnormal_indices = vq.nearest_lesion_code(latents.abnormal, abnormal_codebook, self.nothing_threshold)
+        else:
+            abnormal_indices = vq.nearest_code(latents.abnormal, abnormal_codebook)
+        z_q_normal = vq.lookup(normal_indices, normal_codebook)
+        z_q_abnormal = vq.lookup(abnormal_indices, abnormal_codebook)
+        return Codes(
+            normal_indices=normal_indices,
+            abnormal_indices=abnormal_indices,
+            z_q_normal=z_q_normal,
+            z_q_abnormal=z_q_abnormal,
+            z_st_normal=vq.straight_through(latents.normal, z_q_normal),
+            z_st_abnormal=vq.straight_through(latents.abnormal, z_q_abnormal),
+        )
+
+    def segment(self, abnormal: Float[Array, "b h w d"], *, train: bool) -> Float[Array, "b s s k"]:
+        """Logits of background and lesion classes."""
+        return self.segmentation_decoder(abnormal, train=train)
+
+    def render(
+        self, normal: Float[Array, "b h w d"], seg_logits: Float[Array, "b s s k"] | None, *, train: bool
+    ) -> Float[Array, "b s s c"]:
+        """Image of a normal code with the lesion that the logits show; None paints it lesion-free (null condition)."""
+        return self.image_decoder.paint(
+            self.image_decoder.stem(normal, train=train), self._layout(seg_logits), train=train
+        )
+
+    def render_both(
+        self, normal: Float[Array, "b h w d"], seg_logits: Float[Array, "b s s k"], *, train: bool
+    ) -> tuple[Float[Array, "b s s c"], Float[Array, "b s s c"]]:
+        """x_plus and x_minus, sharing the decoder's stem."""
+        stem = self.image_decoder.stem(normal, train=train)
+        return tuple(
+            self.image_decoder.paint(stem, self._layout(logits), train=train) for logits in (seg_logits, None)
+        )
+
+    def _layout(self, seg_logits: Float[Array, "b s s k"] | None) -> Float[Array, "n s s l"]:
+        if seg_logits is None:
+            return jnp.zeros((1, self.size, self.size, self.lesion_classes), self.dtype)
+        layout = masked_logits(seg_logits)
+        return jax.lax.stop_gradient(layout) if self.spade_stop_gradient else layout

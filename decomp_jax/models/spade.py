@@ -1,0 +1,42 @@
+"""Spatially-adaptive normalisation (Park et al. 2019; Figure B.1): the lesion layout modulates the image decoder."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from decomp_jax.models.blocks import BatchNorm, activation, conv
+
+
+def masked_logits(logits: Float[Array, "b h w s"]) -> Float[Array, "b h w s-1"]:
+    """Lesion logits where their class wins, 0 elsewhere: "logit applied by the segmentation mask" (Figure B.1).
+
+    The background channel is dropped, so an image in which no lesion is found equals the null condition.
+    """
+    winner = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=logits.dtype)
+    return (logits * winner)[..., 1:]
+
+
+def resize_nearest(layout: Float[Array, "b h w s"], size: int) -> Float[Array, "b {size} {size} s"]:
+    step = layout.shape[1] // size
+    return layout[:, step // 2 :: step, step // 2 :: step]
+
+
+class Spade(nn.Module):
+    """Parameter-free batch normalisation, scaled by 1 + gamma(layout) and shifted by beta(layout).
+
+    `layout` may have batch 1, as the null condition does: its gamma and beta are then computed once for all images.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], layout: Float[Array, "n h w s"], *, train: bool
+    ) -> Float[Array, "b h w c"]:
+        features = x.shape[-1]
+        normalised = BatchNorm(self.dtype, affine=False)(x, train=train)
+        hidden = activation(conv(min(self.width, features), dtype=self.dtype, name="shared")(layout))
+        gamma, beta = jnp.split(conv(2 * features, dtype=self.dtype, name="gamma_beta")(hidden), 2, axis=-1)
+        return normalised * (1 + gamma) + beta

@@ -1,0 +1,101 @@
+"""Vector quantisation: nearest codes, the straight-through value, and the care of codebooks, as plain functions."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+def init_codebook(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "k d"]:
+    """Uniform in +-1/K (van den Oord et al. 2017)."""
+    return jax.random.uniform(key, shape, minval=-1 / shape[0], maxval=1 / shape[0])
+
+
+def squared_distances(z_e: Float[Array, "*n d"], codebook: Float[Array, "k d"]) -> Float[Array, "*n k"]:
+    """||z_e - codebook[k]||^2, short of rounding, by the expanded square."""
+    z_norm = jnp.sum(z_e**2, -1, keepdims=True)
+    products = jnp.einsum("...d,kd->...k", z_e, codebook, precision=jax.lax.Precision.HIGHEST)
+    return z_norm - 2 * products + jnp.sum(codebook**2, -1)
+
+
+def nearest_code(z_e: Float[Array, "*n d"], codebook: Float[Array, "k d"]) -> Int[Array, "*n"]:
+    """Index of the code nearest to each vector; the lower one of two equally near."""
+    return jnp.argmin(squared_distances(z_e, codebook), -1)
+
+
+def nearest_lesion_code(
+    z_e: Float[Array, "*n d"], codebook: Float[Array, "k d"], threshold: float
+) -> Int[Array, "*n"]:
+    """0, the "nothing" code, where ||z_e||^2 <= threshold; elsewhere the nearest of codes 1..K-1."""
+    found = jnp.sum(z_e**2, -1) > threshold
+    return jnp.where(found, 1 + nearest_code(z_e, codebook[1:]), 0)
+
+
+def lookup(indices: Int[Array, "*n"], codebook: Float[Array, "k d"]) -> Float[Array, "*n d"]:
+    return codebook[indices]
+
+
+def straight_through(z_e: Float[Array, "*n d"], z_q: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Value of z_q, gradient of the identity in z_e (van den Oord et al. 2017)."""
+    return z_e + jax.lax.stop_gradient(z_q - z_e)
+
+
+def usage(indices: Int[Array, "*n"], size: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Share of codes in use, and perplexity exp(entropy) of their use."""
+    counts = jnp.zeros(size).at[indices.reshape(-1)].add(1.0)
+    p = counts / counts.sum()
+    return (counts > 0).mean(), jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
+
+
+@flax.struct.dataclass
+class CodebookStats:
+    """Moving averages behind a codebook: how many vectors each code takes in a batch, and their sum."""
+
+    count: Float[Array, "k"]
+    total: Float[Array, "k d"]
+
+    @classmethod
+    def zeros(cls, size: int, dim: int) -> "CodebookStats":
+        return cls(jnp.zeros(size), jnp.zeros((size, dim)))
+
+
+def update_by_average(
+    stats: CodebookStats,
+    z_e: Float[Array, "n d"],
+    indices: Int[Array, "n"],
+    weight: Float[Array, "n"],
+    *,
+    decay: float,
+) -> CodebookStats:
+    """Moving average of the vectors that chose each code (Razavi et al. 2019). `weight` 0 leaves a vector out."""
+    size = stats.count.shape[0]
+    chosen = jax.nn.one_hot(indices, size) * weight[:, None]
+    return CodebookStats(
+        count=decay * stats.count + (1 - decay) * chosen.sum(0),
+        total=decay * stats.total + (1 - decay) * chosen.T @ z_e,
+    )
+
+
+def revive(
+    key: PRNGKeyArray, stats: CodebookStats, z_e: Float[Array, "n d"], weight: Float[Array, "n"], *, below: float
+) -> CodebookStats:
+    """Restarts codes used less than `below` at vectors drawn from `z_e` by `weight`.
+
+    Codes that were never used are dead, so the first call after the warm-up is the data-dependent initialisation.
+    A revived code counts as used once, which gives it time to find vectors of its own before it is dead again.
+    Without any vector to draw from nothing changes.
+    """
+    size = stats.count.shape[0]
+    dead = (stats.count < below) & (weight.sum() > 0)
+    bounds = jnp.cumsum(weight)
+    drawn = z_e[jnp.searchsorted(bounds, jax.random.uniform(key, (size,)) * bounds[-1], side="right")]
+    return CodebookStats(
+        count=jnp.where(dead, 1.0, stats.count),
+        total=jnp.where(dead[:, None], drawn, stats.total),
+    )
+
+
+def codebook_of(stats: CodebookStats, codebook: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    """Mean vector of each code; codes that were hardly ever used keep the one they have."""
+    used = stats.count > 1e-3
+    return jnp.where(used[:, None], stats.total / jnp.maximum(stats.count, 1e-3)[:, None], codebook)

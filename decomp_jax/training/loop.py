@@ -1,0 +1,232 @@
+"""The run: restore, step, log, save, stop cleanly."""
+
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from decomp_jax.config import Config
+from decomp_jax.data.pipeline import train_batches
+from decomp_jax.data.records import SliceDataset
+from decomp_jax.errors import UserError
+from decomp_jax.mesh import check_batch_size, data_mesh
+from decomp_jax.models.network import DecompositionNet
+from decomp_jax.training.checkpoint import Checkpoints, digest
+from decomp_jax.training.metrics import MetricWriter, check_finite
+from decomp_jax.training.state import State, create_state, make_optimizer
+from decomp_jax.training.step import compile_train_step
+from decomp_jax.training.validation import Validation
+
+
+def run(config: Config, workdir: str | Path) -> None:
+    """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir` if there is one.
+
+    Writes config.json, metrics.jsonl, checkpoints/ and, at the end, done.json. SIGTERM and SIGUSR1 save and return.
+    Raises UserError for data or settings that can't be used, and for a `workdir` that holds another run.
+    """
+    workdir = Path(workdir)
+    dataset = SliceDataset(config.data.dir, "train")
+    mesh = data_mesh()
+    check_batch_size(config.train.batch_size)
+    model = make_model(config, dataset)
+    meta = {
+        "config": config.to_dict(),
+        "settings": dataset.settings.to_json(),
+        "data_digest": dataset.digest,
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    checkpoints = Checkpoints(workdir)
+    state = start_state(config, model, mesh, checkpoints, meta)
+    (workdir / "config.json").write_text(json.dumps(meta, indent=1))
+    writer = MetricWriter(workdir, int(state.step), tensorboard=config.train.tensorboard)
+    validation = Validation.of(config, model)
+    try:
+        state = _train(config, model, mesh, dataset, state, checkpoints, writer, validation, meta)
+    finally:
+        checkpoints.wait()
+        checkpoints.close()
+        writer.close()
+    if int(state.step) == config.train.steps:
+        done = {"steps": config.train.steps, "params_sha256": digest(jax.device_get(state.params))}
+        (workdir / "done.json").write_text(json.dumps(done) + "\n")
+
+
+def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
+    """The network for a data set. Raises UserError if its images can't be halved as often as the widths ask."""
+    size, levels = dataset.settings.size, len(config.model.widths)
+    if size % 2**levels:
+        raise UserError(
+            f"--config.model.widths: {levels} levels need a size divisible by {2**levels}; "
+            f"{config.data.dir} has {size}-pixel images"
+        )
+    return DecompositionNet.from_config(
+        config.model,
+        size=size,
+        channels=len(dataset.settings.modalities),
+        lesion_classes=len(dataset.settings.lesion_classes),
+    )
+
+
+def start_state(
+    config: Config, model: DecompositionNet, mesh: Mesh, checkpoints: Checkpoints, meta: dict[str, Any]
+) -> State:
+    """The newest whole state of this run; for a new run a fresh one, or one with the parameters of `init_from`."""
+    state = create_state(config, model, make_optimizer(config.train), mesh)
+    found = checkpoints.newest(like=state)
+    if found is not None:
+        restored, theirs = found
+        _refuse_other_run(meta, theirs)
+        logging.info("resuming at step %d", int(restored.step))
+        return restored
+    if config.train.init_from:
+        return _with_parameters_of(config.train.init_from, state)
+    return state
+
+
+def _refuse_other_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    if ours["data_digest"] != theirs["data_digest"]:
+        raise UserError(
+            f"--config.data.dir={ours['config']['data']['dir']}: not the data this run was trained on; "
+            "take another --workdir"
+        )
+    for part in ("model", "weights", "augment", "train"):
+        for name, value in ours["config"][part].items():
+            before = theirs["config"][part].get(name)
+            free = name in ("checkpoint_every", "log_every", "eval_every", "tensorboard")
+            if not free and _plain(value) != _plain(before):
+                raise UserError(
+                    f"--config.{part}.{name}={value}: this run was started with {before}; take another --workdir"
+                )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _with_parameters_of(workdir: str, state: State) -> State:
+    from decomp_jax.training.checkpoint import restore_for_inference
+
+    theirs, _ = restore_for_inference(workdir)
+    shapes = jax.tree.map(lambda x: x.shape, state.params)
+    if jax.tree.map(lambda x: x.shape, theirs["params"]) != shapes:
+        raise UserError(f"--config.train.init_from={workdir}: its network has another shape; use the same config.model")
+    placed = {
+        name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs[name], getattr(state, name))
+        for name in ("params", "batch_stats")
+    }
+    return state.replace(**placed)
+
+
+def _train(
+    config: Config,
+    model: DecompositionNet,
+    mesh: Mesh,
+    dataset: SliceDataset,
+    state: State,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    validation: Validation | None,
+    meta: dict[str, Any],
+) -> State:
+    train = config.train
+    step, stop = int(state.step), StopSignal()
+    train_step = compile_train_step(model, make_optimizer(train), config, mesh)
+    batches = train_batches(
+        dataset, config.data, mesh, batch_size=train.batch_size, seed=train.seed, start_step=step
+    )
+    log = StepLog(writer)
+    bar = tqdm(total=train.steps, initial=step, unit="step", desc="train", disable=jax.process_index() > 0)
+    with bar:
+        while step < train.steps and not stop.requested:
+            waiting = time.perf_counter()
+            batch = next(batches)
+            log.waited(time.perf_counter() - waiting)
+            state, metrics = train_step(state, batch)
+            step += 1
+            log.add(step, metrics)
+            bar.update()
+            last = step == train.steps
+            if step % train.log_every == 0 or last:
+                bar.set_postfix(loss=f"{log.flush(train.batch_size)['train/loss/total']:.3f}")
+            if validation and (step % train.eval_every == 0 or last):
+                values, images = validation(state)
+                writer.write(step, values)
+                writer.write_images(step, images)
+                log.restart_clock()
+            if step % train.checkpoint_every == 0 or last:
+                log.check()
+                checkpoints.save(step, state, meta)
+        if stop.requested and step < train.steps:
+            log.check()
+            checkpoints.save(step, state, meta)
+            print(f"stopped by a signal at step {step}; the same command goes on from here", file=sys.stderr)
+    return state
+
+
+class StepLog:
+    """Metrics stay on the device until a step is logged, so that nothing waits for them."""
+
+    def __init__(self, writer: MetricWriter) -> None:
+        self._writer = writer
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._data_wait = 0.0
+        self._steps = 0
+        self._since = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        self._data_wait += seconds
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Waits for the step before the last, so that the host is ahead of the devices by one step and no more."""
+        jax.block_until_ready(self._pending[-1:])
+        self._pending.append((step, metrics))
+        self._steps += 1
+
+    def check(self) -> dict[str, float]:
+        """Fetches what is pending. Raises NotFinite at the first step that has a term which is no number."""
+        values: dict[str, float] = {}
+        for step, metrics in jax.device_get(self._pending):
+            values = {name: float(value) for name, value in metrics.items()}
+            check_finite(step, values)
+        self._pending = self._pending[-1:]
+        return values
+
+    def flush(self, batch_size: int) -> dict[str, float]:
+        """Writes the newest step's line."""
+        step, values = self._pending[-1][0], self.check()
+        seconds = (time.perf_counter() - self._since) / max(self._steps, 1)
+        line = {f"train/{name}": value for name, value in values.items()} | {
+            "time/step_seconds": seconds,
+            "time/data_wait_seconds": self._data_wait / max(self._steps, 1),
+            "time/images_per_second": batch_size / seconds,
+        }
+        self._writer.write(step, line)
+        self._pending = []
+        self.restart_clock()
+        return line
+
+    def restart_clock(self) -> None:
+        self._steps, self._data_wait, self._since = 0, 0.0, time.perf_counter()
+
+
+class StopSignal:
+    """Set by the first SIGTERM or SIGUSR1; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = True
