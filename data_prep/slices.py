@@ -163,6 +163,7 @@ def _write_records(
             builder.download_and_prepare(
                 download_dir=partial / "downloads", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
+        shutil.rmtree(partial / "downloads")  # empty
 
 
 class _Writer:
@@ -279,8 +280,8 @@ def map_in_order(
                 item, future = pending.popleft()
                 if isinstance(future.exception(), BrokenProcessPool):
                     raise BrokenProcessPool
-                yield item, future
                 bar.update()
+                yield item, future
     except BrokenProcessPool as error:
         raise UserError("--workers: a worker process died, likely for lack of memory; use fewer --workers") from error
     finally:

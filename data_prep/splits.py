@@ -32,17 +32,14 @@ def split_by_hash(patient_ids: Iterable[str], shares: Mapping[str, float], *, se
     return dict(zip(ordered, names))
 
 
-def split_by_fold(folds: Mapping[str, str], query_fold: str, *, seed: int) -> dict[str, str]:
-    """patient_id -> split: the patients of `query_fold` are queries, the others train and validation.
+def split_labelled(labelled: Mapping[str, bool], *, seed: int) -> dict[str, str]:
+    """patient_id -> split by hash, for patients of which some have no labels.
 
-    Raises:
-        UserError: no patient, or every patient, is in the fold.
+    Those can be found but neither train nor score: they are for reference.
     """
-    queries = {patient_id: "query" for patient_id, fold in folds.items() if fold == query_fold}
-    if not queries:
-        raise UserError(f"--query_fold={query_fold}: no such fold; the table has {', '.join(sorted(set(folds.values())))}")
-    rest = [patient_id for patient_id in folds if patient_id not in queries]
-    return queries | split_by_hash(rest, FOLD_SHARES, seed=seed)
+    labelled_ids = [patient_id for patient_id, known in labelled.items() if known]
+    splits = split_by_hash(labelled_ids, PATIENT_SHARES, seed=seed) if labelled_ids else {}
+    return {patient_id: splits.get(patient_id, "reference") for patient_id in labelled}
 
 
 def read_table(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
@@ -70,18 +67,29 @@ def read_table(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
     return [dict(zip(names, (value.strip() for value in row.values()))) for row in rows]
 
 
-def unique_splits(pairs: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
+def only_value(pairs: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
+    """patient_id -> value from (patient_id, value) pairs of the file `path`.
+
+    Raises:
+        UserError: a patient has two values.
+    """
+    values: dict[str, str] = {}
+    for patient_id, value in pairs:
+        if values.setdefault(patient_id, value) != value:
+            raise UserError(f"{path}: patient {patient_id} is in {values[patient_id]} and in {value}; keep one")
+    return values
+
+
+def split_names(pairs: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
     """patient_id -> split from (patient_id, split) pairs of the file `path`.
 
     Raises:
         UserError: a split's name is unknown, or a patient is in two splits.
     """
-    splits: dict[str, str] = {}
-    for patient_id, split in pairs:
+    splits = only_value(pairs, path)
+    for patient_id, split in splits.items():
         if split not in SPLITS:
             raise UserError(f"{path}: patient {patient_id} has split '{split}'; use one of {', '.join(SPLITS)}")
-        if splits.setdefault(patient_id, split) != split:
-            raise UserError(f"{path}: patient {patient_id} is in {splits[patient_id]} and in {split}; keep one")
     return splits
 
 
@@ -91,7 +99,8 @@ def split_by_file(path: Path, patient_ids: Iterable[str]) -> dict[str, str]:
     Raises:
         UserError: the file can't be used, or does not list exactly the patients.
     """
-    splits = unique_splits(((row["patient_id"], row["split"]) for row in read_table(path, ("patient_id", "split"))), path)
+    rows = read_table(path, ("patient_id", "split"))
+    splits = split_names([(row["patient_id"], row["split"]) for row in rows], path)
     patient_ids = set(patient_ids)
     if unlisted := sorted(patient_ids - splits.keys()):
         raise UserError(f"{path}: patient {unlisted[0]} ({len(unlisted)} in all) has no line; add it")

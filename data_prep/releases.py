@@ -1,0 +1,117 @@
+"""BraTS releases as they come: which patients a folder holds, and what their files and labels mean."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from data_prep.splits import only_value, split_by_file, split_labelled
+from decomp_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """How the files of a BraTS release are named and its lesion labels numbered.
+
+    Attributes:
+        pattern: file name -> patient, kind.
+        kinds: the release's name of a modality -> ours.
+        label_map: the release's labels -> 0 background, 1 NCR, 2 ED, 3 ET.
+        visit: what of a patient's name numbers the visit.
+    """
+
+    pattern: re.Pattern[str]
+    kinds: Mapping[str, str]
+    label_map: Mapping[int, int]
+    visit: str
+
+
+def _release(separator: str, kinds: Mapping[str, str], label_map: Mapping[int, int], visit: str) -> Release:
+    kinds = {**kinds, "seg": "seg"}
+    pattern = re.compile(rf"(.+){separator}({'|'.join(kinds)})\.nii(?:\.gz)?")
+    return Release(pattern, kinds, label_map, visit)
+
+
+RELEASES = (
+    _release("_", {"t1ce": "t1ce", "t1": "t1", "t2": "t2", "flair": "flair"}, {0: 0, 1: 1, 2: 2, 4: 3}, visit=r"(?!)"),
+    _release("-", {"t1c": "t1ce", "t1n": "t1", "t2w": "t2", "t2f": "flair"}, {0: 0, 1: 1, 2: 2, 3: 3}, visit=r"-\d{3}$"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patient:
+    """One visit of a patient as found on disk.
+
+    Attributes:
+        patient_id: the common start of the file names.
+        folder: where the files lie.
+        release: how they are named.
+        files: modality or "seg" -> file.
+    """
+
+    patient_id: str
+    folder: Path
+    release: Release
+    files: Mapping[str, Path]
+
+    @property
+    def subject(self) -> str:
+        """The person: releases from 2023 end a patient's name with the visit."""
+        return re.sub(self.release.visit, "", self.patient_id)
+
+    @property
+    def label_map(self) -> Mapping[int, int]:
+        # The paediatric set renumbered its labels between years under the same names, so nothing is guessed.
+        return {0: 0} if self.patient_id.startswith("BraTS-PED") else self.release.label_map
+
+    def paths(self, modalities: Iterable[str]) -> list[Path]:
+        if missing := [name for name in modalities if name not in self.files]:
+            raise UserError(f"{self.folder}: {self.patient_id} has no {missing[0]} file; add it or choose --modalities")
+        return [self.files[name] for name in modalities]
+
+
+def match_name(path: Path) -> tuple[Release, str, str] | None:
+    """Release, patient and kind that a file's name tells."""
+    for release in RELEASES:
+        if match := release.pattern.fullmatch(path.name):
+            return release, match[1], release.kinds[match[2]]
+    return None
+
+
+def find_patients(src: Path) -> dict[str, Patient]:
+    """patient_id -> patient, for all BraTS releases below `src`, mixed as they may be.
+
+    Raises:
+        UserError: no patient is found, or a patient's file is found twice.
+    """
+    if not src.is_dir():
+        raise UserError(f"--src {src}: is no folder; name the one that holds the patients' folders")
+    patients: dict[str, Patient] = {}
+    for path in sorted(src.rglob("*.nii*")):
+        if not path.is_file() or not (match := match_name(path)):
+            continue
+        release, patient_id, kind = match
+        patient = patients.setdefault(patient_id, Patient(patient_id, path.parent, release, {}))
+        if kind in patient.files or path.parent != patient.folder or release != patient.release:
+            known = next(iter(patient.files.values()))
+            raise UserError(f"{path}: {patient_id} is there twice (see {known}); remove one")
+        patient.files[kind] = path
+    if not patients:
+        raise UserError(f"--src {src}: holds no files such as ID/ID_t1ce.nii.gz or ID/ID-t1c.nii.gz; name another folder")
+    return patients
+
+
+def split_patients(patients: Mapping[str, Patient], csv: Path | None, *, seed: int) -> dict[str, str]:
+    """patient_id -> split, from a file or by a seeded hash; the visits of one person stay together.
+
+    By hash, patients without a segmentation are for reference: they can be found, but neither train nor score.
+    """
+    if csv:
+        splits = split_by_file(csv, patients)
+        only_value([(patients[patient_id].subject, split) for patient_id, split in splits.items()], csv)
+        return splits
+    labelled: dict[str, bool] = {}
+    for patient in patients.values():
+        labelled[patient.subject] = labelled.get(patient.subject, False) or "seg" in patient.files
+    of_subject = split_labelled(labelled, seed=seed)
+    return {patient_id: of_subject[patient.subject] for patient_id, patient in patients.items()}
