@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation import scores, tables
+from decomp_jax.evaluation import figures, scores, tables
 from decomp_jax.evaluation.counterfactual import counterfactual_table
 from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import METHODS, rankers
-from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.evaluation.slices import SliceSet, decomposed
+from decomp_jax.evaluation.tables import Table
 from decomp_jax.retrieval.statistics import CONFIDENCE, Bootstrap, Interval
 
 SEED = 0
@@ -37,10 +41,13 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
     _require_comparable(decomposer, datasets["query"], data)
     _require_disjoint(datasets, data)
     query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
-    metrics = measure(decomposer, datasets["query"], query, references)
-    metrics["protocol"]["reference split"] = reference
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(figures.STYLE):
+        metrics, drawn = measure(decomposer, datasets["query"], query, references)
+        drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))
+        files = _save(drawn, out / "figures")
+    metrics["protocol"]["reference split"] = reference
+    write_page(out / "index.html", metrics, files, decomposer.config.to_dict())
     (out / "metrics.json").write_text(json.dumps(_plain(metrics), indent=1, allow_nan=False) + "\n")
     with open(out / "metrics.csv", "w", newline="") as file:
         table = csv.writer(file)
@@ -48,15 +55,18 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
         table.writerows((" | ".join(name), *values) for name, values in _intervals(metrics))
 
 
-def measure(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet, reference: SliceSet) -> dict[str, Any]:
-    """All tables of the report."""
+def measure(
+    decomposer: Decomposer, dataset: SliceDataset, query: SliceSet, reference: SliceSet
+) -> tuple[Table, dict[str, Figure]]:
+    """All tables and figures of the report but the training curves."""
     settings = dataset.settings
     depth = min(scores.DEPTH, len(reference))
     methods = rankers(query, reference, depth=depth, lesion_classes=len(settings.lesion_classes), seed=SEED)
     found = scores.score(query, reference, methods, settings)
     bootstrap = Bootstrap.of(query.rows["patient_id"], seed=SEED)
     summary = tables.Summary.of(found, bootstrap)
-    return {
+    mixed = tables.mixed_queries(query, reference, settings, seed=SEED)
+    metrics = {
         "provenance": {
             "model_digest": decomposer.model_digest, "trained on data_digest": decomposer.data_digest,
             "data_digest": dataset.digest, "settings": settings.to_json(),
@@ -69,12 +79,41 @@ def measure(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet, refe
         **tables.retrieval_tables(summary),
         "comparisons": tables.comparisons(summary),
         "strata": tables.strata(found, query, bootstrap),
-        "mixed": tables.mixed_queries(query, reference, settings, seed=SEED),
+        "mixed": tables.mixed_table(mixed, query),
         "segmentation": tables.segmentation_table(query, settings.lesion_classes),
         "abnormality": tables.abnormality_table(query),
         "codebooks": tables.codebook_table(reference),
         "counterfactual": counterfactual_table(decomposer, dataset, query),
     }
+    drawn = {
+        "retrieval": figures.retrieval_figure(query, reference, found, mixed, settings),
+        "decomposition": _decomposition_figure(decomposer, dataset, query),
+        "codebooks": figures.codebook_figure(reference),
+    }
+    if metrics["retrieval"]:
+        drawn["selectivity"] = figures.selectivity_figure(metrics["retrieval"])
+    return metrics, drawn
+
+
+def _save(drawn: dict[str, Figure | None], folder: Path) -> dict[str, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}.png" for name, figure in drawn.items() if figure is not None}
+    for name, file in files.items():
+        drawn[name].savefig(file)
+    return files
+
+
+def _decomposition_figure(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet) -> Figure:
+    chosen = figures.choose_examples(query)
+    healthy = None
+    if dataset.settings.healthy:
+        healthy = dataset.stack(("healthy",), query.positions[chosen])["healthy"]
+    output = next(decomposed(decomposer, query.image[chosen], "paint examples"))
+    return figures.decomposition_figure(query, chosen, output, healthy, dataset.settings)
+
+
+def _training_log(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _counts(slices: SliceSet) -> dict[str, int]:

@@ -20,7 +20,11 @@ def decomposed(
 ) -> Iterator[Decomposition]:
     """The network's view of `images`, a batch of at most `BATCH` at a time."""
     for start in tqdm(range(0, len(images), BATCH), desc=progress, unit="batch"):
-        yield decomposer.decompose(images[start : start + BATCH])
+        batch = images[start : start + BATCH]
+        # One shape for all, so that nothing is compiled for the last.
+        output = decomposer.decompose(np.pad(batch, [(0, BATCH - len(batch))] + [(0, 0)] * 3))
+        fields = dataclasses.fields(Decomposition)
+        yield Decomposition(**{field.name: getattr(output, field.name)[: len(batch)] for field in fields})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 
 from decomp_jax.data.schema import Settings
 from decomp_jax.evaluation.rankers import METHODS
-from decomp_jax.evaluation.scores import Scores, label_overlap, same_patient
+from decomp_jax.evaluation.scores import QUERY_BLOCK, Scores, label_overlap, same_patient
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.retrieval import relevance
 from decomp_jax.retrieval.statistics import Bootstrap, Interval, interval
@@ -123,31 +123,41 @@ def strata(scores: Scores, query: SliceSet, bootstrap: Bootstrap) -> Table:
     return table
 
 
+class Mixed(NamedTuple):
+    """Pairs of query slices (A, B), and the scores of their searches by (method, target, measure)."""
+
+    pairs: Integer[np.ndarray, "m 2"]
+    scores: Scores
+
+
 def mixed_queries(
     query: SliceSet, reference: SliceSet, settings: Settings, *, k: int = 5, seed: int = 0
-) -> Table:
+) -> Mixed | None:
     """Searches with the anatomy of one slice, A, and the lesion of another patient's, B, scored against both.
 
     Each query slice with a lesion is A once; B is drawn among those of other patients. `oracle` ranks by the mean of
-    both true overlaps: what the references hold. Empty without anatomy or with a single patient.
+    both true overlaps: what the references hold. None without anatomy or with lesions of a single patient.
     """
     lesion = np.flatnonzero(query.lesion)
     if query.anatomy is None or len(np.unique(query.rows["patient_id"][lesion])) < 2:
-        return {}
+        return None
     pairs = _draw_pairs(query.rows["patient_id"], lesion, np.random.default_rng(seed))
-    scores: Scores = {}
     relevances = label_overlap(query, reference, settings)
-    for block in np.array_split(pairs, -(-len(pairs) // 256)):
-        for name, values in _mixed_scores(query, reference, relevances, block, k):
-            scores.setdefault(name, []).append(values)
-    joined = {name: np.concatenate(values) for name, values in scores.items()}
-    summary = Summary.of(joined, Bootstrap.of(query.rows["patient_id"][pairs[:, 0]]))
-    table = summary.nested()
-    for target, pure in (("anatomy of A", "normal code of A"), ("lesion of B", "abnormal code of B")):
-        table.setdefault("mixed vs pure", {})[target] = summary.compare(
-            ("mixed", target, f"dice@{k}"), (pure, target, f"dice@{k}")
-        )
-    return table
+    blocks = np.array_split(pairs, -(-len(pairs) // QUERY_BLOCK))
+    parts = [dict(_mixed_scores(query, reference, relevances, block, k)) for block in blocks]
+    return Mixed(pairs, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def mixed_table(mixed: Mixed | None, query: SliceSet, *, k: int = 5) -> Table:
+    """`mixed[method][target]["dice@5"]`, and the mix against either code alone; patients are those of A."""
+    if mixed is None:
+        return {}
+    summary = Summary.of(mixed.scores, Bootstrap.of(query.rows["patient_id"][mixed.pairs[:, 0]]))
+    against = {
+        target: summary.compare(("mixed", target, f"dice@{k}"), (pure, target, f"dice@{k}"))
+        for target, pure in (("anatomy of A", "normal code of A"), ("lesion of B", "abnormal code of B"))
+    }
+    return {**summary.nested(), "mixed vs pure": against}
 
 
 def _draw_pairs(patients: np.ndarray, slices: np.ndarray, rng: np.random.Generator) -> Integer[np.ndarray, "m 2"]:

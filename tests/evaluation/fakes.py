@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
+from decomp_jax.evaluation.decomposer import Decomposition
 from decomp_jax.evaluation.rankers import cell_share
 
 SIZE, GRID, LEVELS = 32, (4, 4), 16
@@ -77,7 +77,7 @@ class FakeDecomposer:
 
     abnormal_codebook = normal_codebook
 
-    def decompose(self, images: np.ndarray) -> SimpleNamespace:
+    def decompose(self, images: np.ndarray) -> Decomposition:
         grey = images.astype(np.float32)[..., 0]
         segmentation = np.stack([np.ones_like(grey), *(abs(grey - level) < 0.01 for level in (0.3, 0.8))], -1)
         segmentation[..., 0] -= 0.5
@@ -85,7 +85,7 @@ class FakeDecomposer:
         lesion = segmentation[..., 1:].any(-1)
         x_minus = np.where(lesion, 0.6, grey)[..., None]
         z_e_normal, z_e_abnormal = cell_share(x_minus[..., 0] > 0.4, GRID), cell_share(lesion, GRID)
-        return SimpleNamespace(
+        return Decomposition(
             x_plus=images.astype(np.float32), x_minus=x_minus, segmentation=segmentation,
             normal_indices=np.rint(z_e_normal * (LEVELS - 1)).astype(int),
             abnormal_indices=np.rint(z_e_abnormal * (LEVELS - 1)).astype(int),

@@ -1,0 +1,293 @@
+"""Figures of the report: the paper's Figure 3 and Figure E.1 from our banks, and the measures behind them.
+
+Images are grey; labels lie over them in colours that stay apart for the colour-blind: warm for lesions, lighter to darker
+by class, cool for anatomy, one hue a structure, dark on the left side and light on the right.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, UInt8
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from decomp_jax.data.schema import Settings
+from decomp_jax.evaluation.decomposer import Decomposition
+from decomp_jax.evaluation.rankers import METHODS
+from decomp_jax.evaluation.scores import Relevances, Scores, label_overlap
+from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.evaluation.tables import Mixed, Table
+from decomp_jax.retrieval.statistics import Interval
+
+INK, SOFT, ACCENT, BOUND = "#1c2733", "#8b97a3", "#0b5fa5", "#b3541e"
+LESION_COLOURS = ("#f7e04a", "#f0932b", "#c8321e", "#8a1c5c", "#ffb3a7")
+ANATOMY_COLOURS = ("#1b7f79", "#79c7bf", "#2a5caa", "#8fb4e3", "#7a4fa3", "#c3a4de")
+LESION_ALPHA, ANATOMY_ALPHA = 0.55, 0.38
+HITS = 5
+CELL, GAP, CAPTION, TITLE = 1.5, 0.08, 0.42, 0.36  # inches: an image, between images, below one, above a block
+QUANTILES = (0.8, 0.5, 0.2)  # of Dice@5: the queries shown do well, middling and badly
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.linewidth": 0.8, "xtick.color": INK, "ytick.color": INK, "xtick.labelsize": 8,
+    "ytick.labelsize": 8, "legend.frameon": False, "legend.fontsize": 8, "figure.dpi": 150, "savefig.dpi": 150,
+}
+
+
+# ---------------------------------------------------------------- images with labels
+
+
+def paint(
+    image: Float[np.ndarray, "s s c"], *, lesion: UInt8[np.ndarray, "s s"] | None = None,
+    anatomy: UInt8[np.ndarray, "s s"] | None = None,
+) -> Float[np.ndarray, "s s 3"]:
+    """Colours [0,1] of an image (its first channel) under its labels."""
+    rgb = np.repeat(np.clip(image[..., :1].astype(np.float32), 0, 1), 3, axis=-1)
+    for labels, colours, alpha in ((anatomy, ANATOMY_COLOURS, ANATOMY_ALPHA), (lesion, LESION_COLOURS, LESION_ALPHA)):
+        if labels is not None:
+            table = np.array([(0, 0, 0), *(to_rgb(colours[i % len(colours)]) for i in range(255))])
+            weight = alpha * (labels > 0)[..., None]
+            rgb = (1 - weight) * rgb + weight * table[labels]
+    return rgb
+
+
+def show(axes: Axes, rgb: Float[np.ndarray, "s s 3"], caption: str = "", *, frame: str | None = None) -> None:
+    """Draws one image with a caption under it, framed if it is a query."""
+    axes.imshow(rgb, interpolation="bilinear")
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(caption, fontsize=7, labelpad=3)
+    for spine in axes.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=2)
+
+
+def label_key(figure: Figure, settings: Settings, *, anatomy: bool, **placement: Any) -> None:
+    """Legend of the label colours."""
+    named = list(zip(settings.lesion_classes, LESION_COLOURS))
+    if anatomy:
+        named = list(zip(settings.anatomy_classes, ANATOMY_COLOURS)) + named
+    handles = [Patch(color=colour, label=name) for name, colour in named]
+    figure.legend(handles=handles, ncols=min(len(handles), 5), loc="lower center", handlelength=1, **placement)
+
+
+# ---------------------------------------------------------------- Figure 3
+
+
+class _Row(NamedTuple):
+    """A line of Figure 3: what is asked of which query slice, one entry a code."""
+
+    asked: tuple[tuple[int, str], ...]
+    title: str
+
+
+_TITLES = {
+    ("normal",): "a   Nearest by normal code: similar anatomy, whatever the lesion",
+    ("abnormal",): "b   Nearest by abnormal code: similar lesion, whatever the anatomy around it",
+    ("normal", "abnormal"): "c   Nearest to a mix: anatomy of the first image with the lesion of the second",
+}
+
+
+def retrieval_figure(
+    query: SliceSet, reference: SliceSet, scores: Scores, mixed: Mixed | None, settings: Settings
+) -> Figure:
+    """Figure 3 of the paper: queries and their nearest references by either code, and by a mix of two images.
+
+    The queries are those at fixed quantiles of Dice@5 (not the best), among slices whose lesion is larger than most.
+    """
+    rows = _figure_rows(query, scores, mixed)
+    relevances = label_overlap(query, reference, settings)
+    titles = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1].title != row.title]
+    width = (2 + HITS) * (CELL + GAP) + 3 * GAP
+    height = len(rows) * (CELL + CAPTION) + len(titles) * TITLE + 0.7
+    figure, top = Figure(figsize=(width, height)), height
+    for i, row in enumerate(rows):
+        if i in titles:
+            top -= TITLE
+            figure.text(GAP / width, (top + 0.1) / height, row.title, fontsize=11, fontweight="bold")
+        top -= CELL + CAPTION
+        places = [(c * (CELL + GAP) + GAP * (1 if c < 2 else 3), top + CAPTION) for c in range(2 + HITS)]
+        axes = [figure.add_axes((x / width, y / height, CELL / width, CELL / height)) for x, y in places]
+        _draw_row(axes, row, query, reference, relevances)
+    label_key(figure, settings, anatomy=query.anatomy is not None)
+    return figure
+
+
+def _figure_rows(query: SliceSet, scores: Scores, mixed: Mixed | None) -> list[_Row]:
+    area = (query.label > 0).mean((1, 2))
+    shown = area >= np.median(area[query.lesion]) if query.lesion.any() else np.ones(len(query), bool)
+    asked = [
+        [((i, target),) for i in _typical(scores.get((target, target, "dice@5"), area), shown)]
+        for target in ("normal", "abnormal")
+    ]
+    if mixed is not None:
+        pairs = mixed.pairs
+        value = (mixed.scores["mixed", "anatomy of A", "dice@5"] + mixed.scores["mixed", "lesion of B", "dice@5"]) / 2
+        chosen = _typical(value, shown[pairs].all(1))
+        asked.append([((pairs[i, 0], "normal"), (pairs[i, 1], "abnormal")) for i in chosen])
+    return [_Row(row, _TITLES[tuple(target for _, target in row)]) for block in asked for row in block]
+
+
+def _typical(values: Float[np.ndarray, "n"], shown: Bool[np.ndarray, "n"]) -> list[int]:
+    """Positions that stand at `QUANTILES` of the values, among those that may be shown."""
+    candidates = np.flatnonzero(shown & ~np.isnan(values))
+    order = candidates[np.argsort(values[candidates], kind="stable")]
+    return [int(order[round(q * (len(order) - 1))]) for q in QUANTILES] if len(order) else []
+
+
+def _draw_row(
+    axes: list[Axes], row: _Row, query: SliceSet, reference: SliceSet,
+    relevances: Callable[[Integer[np.ndarray, "q"]], Relevances],
+) -> None:
+    targets = [target for _, target in row.asked]
+    for c, (i, target) in enumerate(row.asked, start=2 - len(row.asked)):
+        show(axes[c], overlaid(query, i, [target]), caption(query.rows[i]), frame=ACCENT)
+    if len(row.asked) == 1:
+        axes[0].set_axis_off()
+    codes = {target: getattr(query.bank, f"{target}_indices")[i][None] for i, target in row.asked}
+    exclude = [query.rows["patient_id"][row.asked[0][0]]]
+    hits = np.asarray(reference.bank.search(**codes, k=HITS, exclude=exclude).rows)[0]
+    dice = {target: relevances(np.array([i])).get(target) for i, target in row.asked}
+    for place, hit in zip(axes[2:], hits):
+        if hit < 0:
+            place.set_axis_off()
+            continue
+        overlaps = [f"{_SUBJECT[target]} {kinds['dice'][0, hit]:.2f}" for target, kinds in dice.items() if kinds]
+        show(place, overlaid(reference, hit, targets), f"{caption(reference.rows[hit])}\n{', '.join(overlaps)}")
+
+
+_SUBJECT = {"normal": "anatomy", "abnormal": "lesion"}
+
+
+def overlaid(slices: SliceSet, i: int, targets: Sequence[str]) -> Float[np.ndarray, "s s 3"]:
+    """An image under the labels that the given targets are about."""
+    anatomy = slices.anatomy[i] if "normal" in targets and slices.anatomy is not None else None
+    return paint(slices.image[i], lesion=slices.label[i] if "abnormal" in targets else None, anatomy=anatomy)
+
+
+def caption(row: np.void) -> str:
+    return f"{row['patient_id']} / {row['slice_index']}"
+
+
+# ---------------------------------------------------------------- Figure E.1
+
+
+def choose_examples(query: SliceSet, *, columns: int = 7) -> Integer[np.ndarray, "n"]:
+    """Slices from the largest lesion to small ones, by equal steps of rank, and one without a lesion."""
+    area = (query.label > 0).sum((1, 2))
+    order = np.flatnonzero(query.lesion)[np.argsort(-area[query.lesion], kind="stable")]
+    steps = np.unique(np.linspace(0.03 * len(order), 0.8 * len(order) - 1, columns).astype(int).clip(0))
+    return np.concatenate([order[steps] if len(order) else order, np.flatnonzero(~query.lesion)[:1]]).astype(int)
+
+
+def decomposition_figure(
+    query: SliceSet, chosen: Integer[np.ndarray, "n"], output: Decomposition,
+    healthy: Float[np.ndarray, "n s s c"] | None, settings: Settings,
+) -> Figure:
+    """Figure E.1 of the paper: images, both reconstructions, labels and predicted labels, and the truth if known."""
+    predicted = output.segmentation.argmax(-1).astype(np.uint8)
+    lines = {
+        "input\nx": [paint(image) for image in query.image[chosen]],
+        "reconstruction\nx\u0302\u207a": [paint(image) for image in output.x_plus],
+        "lesion-free\nx\u0302\u207b": [paint(image) for image in output.x_minus],
+    }
+    if healthy is not None:
+        lines["true\nlesion-free"] = [paint(image) for image in healthy]
+    lines["label"] = [paint(query.image[i], lesion=query.label[i]) for i in chosen]
+    lines["predicted\nlabel"] = [paint(query.image[i], lesion=label) for i, label in zip(chosen, predicted)]
+    height = 1.5 * len(lines) + 0.7
+    figure = Figure(figsize=(1.5 * len(chosen) + 1, height))
+    axes = figure.subplots(
+        len(lines), len(chosen), squeeze=False, gridspec_kw={
+            "left": 1 / figure.get_figwidth(), "right": 0.995, "top": 0.995, "bottom": 0.6 / height,
+            "hspace": 0.04, "wspace": 0.04,
+        },
+    )
+    for line, (name, images) in zip(axes, lines.items()):
+        for place, image in zip(line, images):
+            show(place, image)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    for place, i in zip(axes[-1], chosen):
+        place.set_xlabel(caption(query.rows[i]), fontsize=7)
+    label_key(figure, settings, anatomy=False)
+    return figure
+
+
+# ---------------------------------------------------------------- measures
+
+
+def selectivity_figure(retrieval: Table, measure: str = "dice@5") -> Figure:
+    """Each method's score for either target with its interval, between the other oracle's floor and the ceiling."""
+    targets = [target for target in ("normal", "abnormal") if target in retrieval["random"]]
+    methods = [name for name in METHODS if name in retrieval and name not in ("oracle_both", "lesion_grid")]
+    figure = Figure(figsize=(5 * len(targets) + 1.5, 0.27 * len(methods) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
+    heights = np.arange(len(methods))[::-1]
+    for axes, target in zip(panels, targets):
+        values = [retrieval[name][target][measure] for name in methods]
+        colours = [ACCENT if name == target else SOFT if name.startswith("oracle") else INK for name in methods]
+        for y, value, colour in zip(heights, values, colours):
+            axes.plot(value[1:], (y, y), color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="butt")
+            axes.plot(value[0], y, "o", color=colour, markersize=6)
+        other = f"oracle_{'abnormal' if target == 'normal' else 'normal'}"
+        if other in retrieval and len(targets) == 2:
+            floor = retrieval[other][target][measure][0]
+            axes.axvline(floor, color=BOUND, linewidth=1, linestyle=(0, (4, 3)))
+            axes.text(floor, len(methods) - 0.35, " floor", color=BOUND, fontsize=8, va="bottom")
+        axes.set(title=_TARGET_TITLES[target], xlabel="Dice@5, mean over patients, 95 % interval")
+        axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(heights, [METHODS[name] for name in methods])
+    return figure
+
+
+_TARGET_TITLES = {"normal": "Like anatomy (mean over regions)\n", "abnormal": "Like lesion (mean over lesion classes)\n"}
+
+
+def codebook_figure(slices: SliceSet) -> Figure:
+    """Share of cells that each code takes, most used first, over lesion and lesion-free slices."""
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    for axes, path in zip(figure.subplots(1, 2, sharey=True), ("normal", "abnormal")):
+        size = len(getattr(slices.bank, f"{path}_codebook"))
+        indices = getattr(slices.bank, f"{path}_indices")
+        for name, chosen, colour in (("lesion", slices.lesion, BOUND), ("lesion-free", ~slices.lesion, ACCENT)):
+            if chosen.any():
+                share = np.sort(np.bincount(indices[chosen].ravel(), minlength=size))[::-1] / indices[chosen].size
+                axes.plot(np.arange(1, size + 1), np.where(share > 0, share, np.nan), color=colour, label=f"{name} slices")
+        axes.set(title=f"{path.capitalize()} codebook ({size} codes)", xlabel="code, by rank of use", yscale="log",
+                 xscale="log")
+        axes.grid(color="#e4e8ec", linewidth=0.8)
+    figure.axes[0].set_ylabel("share of cells")
+    figure.axes[0].legend()
+    return figure
+
+
+def training_figure(lines: Sequence[dict[str, float]]) -> Figure | None:
+    """Every logged loss, and the perplexity of the codebooks, by step; None if nothing was logged."""
+    names = sorted(
+        {name for line in lines for name in line if "/loss/" in name or "/term/" in name or "perplexity" in name},
+        key=lambda name: ("total" not in name, "perplexity" in name, name.split("/", 1)[-1]),
+    )
+    curves: dict[str, list[str]] = {}
+    for name in names:
+        curves.setdefault(name.split("/", 1)[-1], []).append(name)
+    if not curves:
+        return None
+    columns = 4
+    figure = Figure(figsize=(11, 1.7 * -(-len(curves) // columns) + 0.3), layout="constrained")
+    panels = figure.subplots(-(-len(curves) // columns), columns, squeeze=False).ravel()
+    for axes, (title, parts) in zip(panels, curves.items()):
+        for name in parts:
+            steps, values = zip(*((line["step"], line[name]) for line in lines if name in line))
+            colour = ACCENT if name.startswith("train/") else BOUND
+            axes.plot(steps, values, color=colour, linewidth=1.2, label=name.split("/")[0])
+        axes.set_title(title.split("/")[-1].replace("_", " "), fontsize=9)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
+    if len(handles) > 1:
+        panels[0].legend(handles.values(), handles)
+    return figure
