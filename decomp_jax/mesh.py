@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from decomp_jax.errors import UserError
@@ -46,12 +47,15 @@ def to_global(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharded(mesh), value) for name, value in local.items()}
 
 
+def split_over(mesh: Mesh, batch: np.ndarray) -> jax.Array:
+    """A batch that every process holds whole -> split over all devices."""
+    return jax.make_array_from_callback(batch.shape, sharded(mesh), lambda index: batch[index])
+
+
 def to_host(tree: Any) -> Any:
     """Global arrays -> whole NumPy arrays on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    from jax.experimental import multihost_utils
-
     return multihost_utils.process_allgather(tree, tiled=True)
 
 

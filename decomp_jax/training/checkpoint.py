@@ -1,7 +1,8 @@
-"""Checkpoints: written through orbax, named by a digest of their bytes, read back only when whole."""
+"""Checkpoints: written through orbax, named by digests of their bytes, read back only when whole."""
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from decomp_jax.errors import UserError
+from decomp_jax.training.state import State
 
 KEPT = 2
 
@@ -26,41 +28,39 @@ class Checkpoints:
     """The checkpoints of a run, under WORKDIR/checkpoints; the newest `KEPT` are kept."""
 
     def __init__(self, workdir: str | Path) -> None:
-        self._folder = Path(workdir).absolute() / "checkpoints"
+        self.folder = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            self.folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True),
         )
+        self._damaged: set[int] = set()
 
-    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Copies the state from the devices and writes it while training goes on. A step saved before is left."""
+    def save(self, state: State, meta: dict[str, Any]) -> None:
+        """Copies the state from the devices and writes it while training goes on. A whole one of its step is left."""
+        for step in self._damaged:
+            self._manager.delete(step)
+        self._damaged.clear()
+        step = int(state.step)
         if step in self._manager.all_steps():
             return
-        meta = {**meta, "step": step, "digest": digest(jax.device_get(state))}
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        )
+        host = jax.device_get(state)
+        digests = {name: digest(getattr(host, name)) for name in State.__dataclass_fields__}
+        items = {
+            "state": ocp.args.StandardSave(state),
+            "meta": ocp.args.JsonSave({**meta, "step": step, "digests": digests}),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def newest(self, like: Any | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """(state, meta) of the newest whole checkpoint, or None; damaged ones are named, deleted and passed over.
+    def restore(self, like: State, accept: Callable[[dict[str, Any]], None]) -> State | None:
+        """The newest whole state, with the shapes and shardings of `like`; None if there is none.
 
-        `like` gives the shapes and shardings to restore to; without it NumPy arrays come back.
+        `accept` sees a checkpoint's meta before its state is read, and raises to refuse it.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                return self._restore(step, like)
-            except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                logging.warning("%s: checkpoint %d is damaged (%s); taking an older one", self._folder, step, error)
-                self._manager.delete(step)
-        return None
+        return self._newest(lambda step, meta: (accept(meta), self._state(step, meta, like))[1])
 
-    def _restore(self, step: int, like: Any | None) -> tuple[Any, dict[str, Any]]:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        target = ocp.args.StandardRestore(like) if like is not None else ocp.args.StandardRestore()
-        state = self._manager.restore(step, args=ocp.args.Composite(state=target))["state"]
-        if digest(jax.device_get(state)) != meta["digest"]:
-            raise ValueError("its bytes do not match their digest")
-        return state, meta
+    def restore_host(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(state as a dictionary of NumPy arrays, meta) of the newest whole checkpoint; None if there is none."""
+        return self._newest(lambda step, meta: (self._state(step, meta, None), meta))
 
     def wait(self) -> None:
         """Returns when all saves are on disk."""
@@ -68,6 +68,28 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+    def _newest(self, read: Callable[[int, dict[str, Any]], Any]) -> Any:
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+                return read(step, meta)
+            except UserError:
+                raise
+            except Exception as error:  # damaged files surface as many kinds of error in orbax and tensorstore
+                reason = str(error).partition("\n")[0][:200]
+                logging.warning("%s/%d: damaged (%s); taking an older checkpoint", self.folder, step, reason)
+                self._damaged.add(step)
+        return None
+
+    def _state(self, step: int, meta: dict[str, Any], like: State | None) -> Any:
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        get = state.get if like is None else lambda name: getattr(state, name)
+        # Without `like` the optimiser's tuples come back as other containers: parameters are what is read then.
+        for name in ("params", "batch_stats") if like is None else meta["digests"]:
+            if digest(jax.device_get(get(name))) != meta["digests"][name]:
+                raise ValueError(f"the bytes of {name} do not match their digest")
+        return state
 
 
 def restore_for_inference(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -78,7 +100,7 @@ def restore_for_inference(workdir: str | Path) -> tuple[dict[str, Any], dict[str
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir}: no checkpoints here; train with `python train.py --workdir={workdir}` first")
     checkpoints = Checkpoints(workdir)
-    found = checkpoints.newest()
+    found = checkpoints.restore_host()
     checkpoints.close()
     if found is None:
         raise UserError(f"{workdir}/checkpoints: no whole checkpoint; train until the first one is written")

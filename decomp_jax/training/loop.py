@@ -1,5 +1,6 @@
 """The run: restore, step, log, save, stop cleanly."""
 
+import functools
 import json
 import logging
 import signal
@@ -18,7 +19,7 @@ from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.mesh import check_batch_size, data_mesh
 from decomp_jax.models.network import DecompositionNet
-from decomp_jax.training.checkpoint import Checkpoints, digest
+from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, check_finite
 from decomp_jax.training.state import State, create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step
@@ -80,10 +81,8 @@ def start_state(
 ) -> State:
     """The newest whole state of this run; for a new run a fresh one, or one with the parameters of `init_from`."""
     state = create_state(config, model, make_optimizer(config.train), mesh)
-    found = checkpoints.newest(like=state)
-    if found is not None:
-        restored, theirs = found
-        _refuse_other_run(meta, theirs)
+    restored = checkpoints.restore(state, functools.partial(_refuse_other_run, meta))
+    if restored is not None:
         logging.info("resuming at step %d", int(restored.step))
         return restored
     if config.train.init_from:
@@ -112,8 +111,6 @@ def _plain(value: Any) -> Any:
 
 
 def _with_parameters_of(workdir: str, state: State) -> State:
-    from decomp_jax.training.checkpoint import restore_for_inference
-
     theirs, _ = restore_for_inference(workdir)
     shapes = jax.tree.map(lambda x: x.shape, state.params)
     if jax.tree.map(lambda x: x.shape, theirs["params"]) != shapes:
@@ -163,10 +160,10 @@ def _train(
                 log.restart_clock()
             if step % train.checkpoint_every == 0 or last:
                 log.check()
-                checkpoints.save(step, state, meta)
+                checkpoints.save(state, meta)
         if stop.requested and step < train.steps:
             log.check()
-            checkpoints.save(step, state, meta)
+            checkpoints.save(state, meta)
             print(f"stopped by a signal at step {step}; the same command goes on from here", file=sys.stderr)
     return state
 

@@ -1,0 +1,1 @@
+"""What a trained network is used for: encode, search, query, report."""

@@ -1,0 +1,143 @@
+"""A trained network, ready to encode and decompose images."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Integer
+
+from decomp_jax.config import Config
+from decomp_jax.data.schema import Settings
+from decomp_jax.mesh import data_mesh, replicated, split_over, to_host
+from decomp_jax.models.network import DecompositionNet
+from decomp_jax.training.checkpoint import digest, restore_for_inference
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """Indices of the codes of both paths."""
+
+    normal_indices: Integer[np.ndarray, "b h w"]
+    abnormal_indices: Integer[np.ndarray, "b h w"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decomposition:
+    """All that the network says of a batch of images.
+
+    Attributes:
+        x_plus, x_minus: the image painted with its lesion and without.
+        segmentation: probabilities of background and the lesion classes.
+        abnormality: score of the image, the largest ||z_e_abnormal||^2 of a cell where the network has a "nothing"
+            code, else minus the mean distance to the nearest lesion code (equation 3's d); larger is more abnormal.
+    """
+
+    x_plus: Float[np.ndarray, "b s s c"]
+    x_minus: Float[np.ndarray, "b s s c"]
+    segmentation: Float[np.ndarray, "b s s k"]
+    normal_indices: Integer[np.ndarray, "b h w"]
+    abnormal_indices: Integer[np.ndarray, "b h w"]
+    z_e_normal: Float[np.ndarray, "b h w d"]
+    z_e_abnormal: Float[np.ndarray, "b h w d"]
+    abnormality: Float[np.ndarray, "b"]
+
+
+class Decomposer:
+    """The newest whole checkpoint of a run.
+
+    Attributes:
+        config: the run's settings.
+        settings: how its training images were prepared; others' can't be read.
+        model_digest: sha256 of the parameters and running statistics.
+        data_digest: the training data's.
+        step: training step of the checkpoint.
+        normal_codebook, abnormal_codebook: float32 [K,D].
+    """
+
+    def __init__(self, variables: dict, config: Config, settings: Settings, *, data_digest: str, step: int) -> None:
+        self.config, self.settings, self.data_digest, self.step = config, settings, data_digest, step
+        self.model_digest = digest(variables)
+        self._mesh = data_mesh()
+        self._variables = jax.device_put(variables, replicated(self._mesh))
+        self._model = DecompositionNet.from_config(
+            config.model,
+            size=settings.size,
+            channels=len(settings.modalities),
+            lesion_classes=len(settings.lesion_classes),
+        )
+        codebooks = self._model.apply(variables, method="codebooks")
+        self.normal_codebook, self.abnormal_codebook = (np.asarray(codebook) for codebook in codebooks)
+        self._encode = jax.jit(self._encode_images)
+        self._decompose = jax.jit(self._decompose_images)
+        self._paint = jax.jit(self._paint_codes)
+
+    @classmethod
+    def restore(cls, workdir: str | Path) -> Self:
+        """Raises UserError if the run has no whole checkpoint."""
+        state, meta = restore_for_inference(workdir)
+        variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
+        return cls(
+            variables,
+            Config.from_dict(meta["config"]),
+            Settings.from_json(meta["settings"]),
+            data_digest=meta["data_digest"],
+            step=meta["step"],
+        )
+
+    @property
+    def grid(self) -> int:
+        """Side of the code grid."""
+        return self._model.grid
+
+    def encode(self, images: Float[np.ndarray, "b s s c"]) -> Codes:
+        """Codes by the encoder alone."""
+        return Codes(*self._on_devices(self._encode, images))
+
+    def decompose(self, images: Float[np.ndarray, "b s s c"]) -> Decomposition:
+        """Codes, latents, segmentation and both paintings."""
+        return Decomposition(**self._on_devices(self._decompose, images))
+
+    def paint(
+        self, normal_indices: Integer[np.ndarray, "b h w"], abnormal_indices: Integer[np.ndarray, "b h w"]
+    ) -> Float[np.ndarray, "b s s c"]:
+        """x_plus of codes, which may come from two images: anatomy of the one, lesion of the other."""
+        return self._on_devices(self._paint, normal_indices, abnormal_indices)
+
+    def _on_devices(self, function: Callable[..., Any], *batches: np.ndarray) -> Any:
+        """Splits batches, the same on every process, over all devices (padded to a multiple) and gathers the result."""
+        valid, devices = len(batches[0]), self._mesh.size
+        padded = [np.concatenate([batch, np.repeat(batch[-1:], -valid % devices, 0)]) for batch in batches]
+        placed = [split_over(self._mesh, batch) for batch in padded]
+        return jax.tree.map(lambda x: x[:valid], to_host(function(self._variables, *placed)))
+
+    def _encode_images(self, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        latents = self._model.apply(variables, images.astype(jnp.float32), train=False, method="encode")
+        codes = self._model.apply(variables, latents, method="quantize")
+        return codes.normal_indices, codes.abnormal_indices
+
+    def _decompose_images(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+        outputs = self._model.apply(variables, images.astype(jnp.float32), quantised=1.0, train=False)
+        z_e, codes = outputs.latents.abnormal, outputs.codes
+        if self.config.model.nothing_threshold:
+            abnormality = jnp.sum(z_e**2, -1).max((1, 2))
+        else:
+            abnormality = -jnp.sum((z_e - codes.z_q_abnormal) ** 2, -1).mean((1, 2))
+        return {
+            "x_plus": outputs.x_plus,
+            "x_minus": outputs.x_minus,
+            "segmentation": jax.nn.softmax(outputs.seg_logits),
+            "normal_indices": codes.normal_indices,
+            "abnormal_indices": codes.abnormal_indices,
+            "z_e_normal": outputs.latents.normal,
+            "z_e_abnormal": z_e,
+            "abnormality": abnormality,
+        }
+
+    def _paint_codes(self, variables: dict, normal_indices: jax.Array, abnormal_indices: jax.Array) -> jax.Array:
+        normal, abnormal = self.normal_codebook[normal_indices], self.abnormal_codebook[abnormal_indices]
+        seg_logits = self._model.apply(variables, abnormal, train=False, method="segment")
+        return self._model.apply(variables, normal, seg_logits, train=False, method="render")

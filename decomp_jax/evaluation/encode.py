@@ -1,0 +1,56 @@
+"""The `evaluate.py encode` command: a split's slices to a bank of codes, streamed."""
+
+import contextlib
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from decomp_jax.data.pipeline import split_batches
+from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.schema import Settings
+from decomp_jax.errors import UserError
+from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.retrieval import BankWriter
+
+BATCH_SIZE = 64
+
+
+def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | Path) -> None:
+    """Writes the codes of all slices of `split` to the bank directory `out`; an interrupted run leaves nothing there.
+
+    Raises UserError if the images were prepared otherwise than the network's, or `out` exists.
+    """
+    decomposer = Decomposer.restore(workdir)
+    dataset = SliceDataset(data, split)
+    require_same_preparation(decomposer.settings, dataset.settings, str(data))
+    writer = BankWriter(
+        out,
+        rows=dataset.rows,
+        normal_codebook=decomposer.normal_codebook,
+        abnormal_codebook=decomposer.abnormal_codebook,
+        grid=(decomposer.grid, decomposer.grid),
+        meta={
+            "model_digest": decomposer.model_digest,
+            "data_digest": dataset.digest,
+            "preprocessing": dataset.settings.preprocessing,
+            "data": str(Path(data).absolute()),
+            "split": split,
+        },
+    )
+    writes = jax.process_index() == 0
+    bar = tqdm(total=len(dataset), unit="slice", desc=f"encode {split}", disable=not writes)
+    with writer if writes else contextlib.nullcontext(), bar:
+        for batch, valid in split_batches(dataset, ("image",), BATCH_SIZE):
+            codes = decomposer.encode(batch["image"])
+            if writes:
+                writer.append(codes.normal_indices[:valid], codes.abnormal_indices[:valid])
+            bar.update(valid)
+
+
+def require_same_preparation(network: Settings, images: Settings, where: str) -> None:
+    """Raises UserError naming the first setting in which the images differ from those the network was trained on."""
+    for name, value in network.preprocessing.items():
+        other = images.preprocessing[name]
+        if other != value:
+            raise UserError(f"{where}: prepared with {name}={other}, the network was trained on {value}; prepare alike")

@@ -1,0 +1,104 @@
+"""Uses a trained network: encode images, search codes, query with a new scan, report.
+
+    python evaluate.py encode --workdir=RUN --data=DATA --split=reference --out=BANK
+    python evaluate.py search --bank=BANK --queries=BANK2 --by=both --k=10 --out=hits.csv
+    python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
+    python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
+"""
+
+import argparse
+
+from decomp_jax import mesh
+from decomp_jax.data.schema import SPLITS
+from decomp_jax.errors import run_program
+
+PATHS = ("normal", "abnormal", "both")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_encode, _add_search, _add_query, _add_report):
+        command = add(commands)
+        command.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, for runs of several processes")
+        command.add_argument("--processes", type=int, help="number of processes")
+        command.add_argument("--process", type=int, help="index of this process")
+    return parser.parse_args()
+
+
+def _add_encode(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("encode", help="write the codes of a split to a bank")
+    command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
+    command.add_argument("--data", required=True, help="a data set written by data_prep")
+    command.add_argument("--split", required=True, choices=SPLITS)
+    command.add_argument("--out", required=True, help="the bank's directory, to be made")
+    return command
+
+
+def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("search", help="search the codes of one bank in another")
+    command.add_argument("--bank", required=True, help="the images searched")
+    command.add_argument("--queries", required=True, help="bank of the images asked with")
+    command.add_argument("--by", required=True, choices=PATHS)
+    command.add_argument("--k", type=_positive, default=10, help="hits a query (default: %(default)s)")
+    command.add_argument("--out", required=True, help="CSV to write")
+    command.add_argument("--pairs", help="CSV normal_row,abnormal_row: anatomy of one query row, lesion of another")
+    command.add_argument("--exclude_same_patient", action="store_true", help="never return the query's own patient")
+    command.add_argument("--one_per_patient", action="store_true", help="at most one hit a patient")
+    return command
+
+
+def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("query", help="search with a new scan or picture")
+    command.add_argument("--workdir", required=True, help="the run whose network made the bank")
+    command.add_argument("--bank", required=True, help="the images searched")
+    command.add_argument("--image", required=True, help="NIfTI scan or picture")
+    command.add_argument("--slice", type=int, dest="slice_index", help="axial slice of the scan, from the feet up")
+    command.add_argument("--lesion_from", help="scan or picture whose lesion is searched with the anatomy of --image")
+    command.add_argument("--lesion_slice", type=int, help="axial slice of --lesion_from")
+    command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
+    command.add_argument("--k", type=_positive, default=5, help="hits (default: %(default)s)")
+    command.add_argument("--out", required=True, help="folder for hits.csv and sheet.png")
+    return command
+
+
+def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("report", help="measure retrieval and write a page of it")
+    command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
+    command.add_argument("--data", required=True, help="a data set with query and reference images")
+    command.add_argument("--out", required=True, help="folder for index.html, metrics.json, metrics.csv, figures/")
+    command.add_argument("--reference", choices=("reference", "train"), default="reference", help="the split searched")
+    return command
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def main() -> None:
+    args = vars(parse_args())
+    command = args.pop("command")
+    mesh.initialize_distributed(args.pop("coordinator"), args.pop("processes"), args.pop("process"))
+    if command == "encode":
+        from decomp_jax.evaluation.encode import encode_split
+
+        encode_split(**args)
+    elif command == "search":
+        from decomp_jax.evaluation.search import search_banks
+
+        search_banks(args.pop("bank"), args.pop("queries"), **args)
+    elif command == "query":
+        from decomp_jax.evaluation.query import run_query
+
+        run_query(**args)
+    elif command == "report":
+        from decomp_jax.evaluation.report import write_report
+
+        write_report(**args)
+
+
+if __name__ == "__main__":
+    run_program(main)
