@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
@@ -63,6 +63,14 @@ class CodeBank:
     def grid(self) -> tuple[int, int]:
         return self.normal_indices.shape[1:]
 
+    def codes(self, parts: Sequence[str], rows: slice, some: np.ndarray | slice) -> UInt16[np.ndarray, "n p"]:
+        """Indices of the parts ("normal", "abnormal") side by side, of `some` of `rows`; checked to be below K."""
+        codes = [getattr(self, f"{part}_indices")[rows][some] for part in parts]
+        for part, indices in zip(parts, codes):
+            _check_range(self, part, indices)
+        cells = int(np.prod(self.grid))
+        return np.concatenate([indices.reshape(-1, cells) for indices in codes], 1)
+
     @classmethod
     def from_arrays(
         cls, *, normal_indices: np.ndarray, abnormal_indices: np.ndarray, normal_codebook: np.ndarray,
@@ -79,7 +87,7 @@ class CodeBank:
         bank = cls(**indices, **codebooks, rows=np.asarray(rows), meta=dict(meta or {}))
         _check_shapes(bank, "")
         for part in PARTS:
-            check_range(bank, part, slice(None))
+            _check_range(bank, part, indices[f"{part}_indices"])
         narrow = {name: array.astype(np.uint16, copy=False) for name, array in indices.items()}
         return dataclasses.replace(bank, **narrow)
 
@@ -102,7 +110,7 @@ class CodeBank:
         bank = cls(**arrays, meta=header, name=str(directory))
         _check_shapes(bank, ".npy")
         for part in PARTS:
-            check_range(bank, part, slice(None if verify else CHECKED_ON_LOAD))
+            _check_range(bank, part, arrays[f"{part}_indices"][:None if verify else CHECKED_ON_LOAD])
         return bank
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -198,7 +206,7 @@ class BankWriter:
         )
         _check_shapes(piece, "")
         for part in PARTS:
-            check_range(piece, part, slice(None))
+            _check_range(piece, part, getattr(piece, f"{part}_indices"))
             self._files[part].write(getattr(piece, f"{part}_indices").astype(np.uint16))
         self._written += len(piece)
 
@@ -256,9 +264,8 @@ def require_same_model(bank: CodeBank, other: CodeBank) -> None:
             raise UserError(f"{other.name}/{name}.npy: differs from {bank.name}'s; encode both with one model")
 
 
-def check_range(bank: CodeBank, part: str, rows: slice) -> None:
-    """Raises `UserError` if an index of these rows is outside the codebook."""
-    indices, size = getattr(bank, f"{part}_indices")[rows], len(getattr(bank, f"{part}_codebook"))
+def _check_range(bank: CodeBank, part: str, indices: np.ndarray) -> None:
+    size = len(getattr(bank, f"{part}_codebook"))
     if indices.size and not 0 <= indices.min() <= indices.max() < size:
         raise UserError(f"{bank.name}: {part}_indices hold {indices.min()}..{indices.max()}, but {part}_codebook has "
                         f"{size} codes; the two belong to different models, encode again")

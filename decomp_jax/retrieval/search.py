@@ -1,17 +1,29 @@
-"""Exact search over banks of discrete codes."""
+"""Exact search over a bank of codes: what `CodeBank.search` does.
 
-from collections.abc import Sequence
+Distinct codes are searched on the devices (`distance`), their rows are put in order on the host. With several processes
+each searches its own rows on its own devices; one exchange of k hits a query joins the answers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float32, Int, Int64
-from scipy.spatial.distance import cdist
 
 from decomp_jax.errors import UserError
+from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, Tables, every, make_tables, nearest
+from decomp_jax.retrieval.layout import NOBODY, Layout, Members, make_layout
 
 if TYPE_CHECKING:
     from decomp_jax.retrieval.bank import CodeBank
+
+# Queries scanned together, and codes that may be looked at exactly at a time (some 40 bytes each).
+MOST_QUERIES = 64
+MOST_CANDIDATES = 1 << 22
 
 
 class Hits(NamedTuple):
@@ -21,41 +33,255 @@ class Hits(NamedTuple):
     rows: Int64[np.ndarray, "q k"]
 
 
+class _Found(NamedTuple):
+    """Rows found for queries, flat, in any order; `patient` is a number that stands for the row's patient."""
+
+    query: np.ndarray
+    distance: np.ndarray
+    row: np.ndarray
+    patient: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """A process's rows, from `start` on, ready to be searched by one code or by both.
+
+    Attributes:
+        layout: their distinct codes, on the devices of `mesh`.
+        patients: int32 [n], number of each row's patient, a position in `names`.
+        names: sorted patient ids.
+    """
+
+    layout: Layout
+    tables: Tables
+    mesh: Mesh
+    start: int
+    patients: np.ndarray
+    names: np.ndarray
+
+
 def search(
     bank: "CodeBank", *, normal: Int[np.ndarray | jax.Array, "q h w"] | None = None,
     abnormal: Int[np.ndarray | jax.Array, "q h w"] | None = None, k: int = 10,
     exclude: Sequence[str] | np.ndarray | None = None, one_per_patient: bool = False,
-    cells: Bool[np.ndarray | jax.Array, "h w"] | None = None, mesh: jax.sharding.Mesh | None = None,
+    cells: Bool[np.ndarray | jax.Array, "h w"] | None = None, mesh: Mesh | None = None,
 ) -> Hits:
-    """The k rows of the bank nearest to each query by squared L2 of their codes, exactly; ties go to the lower row."""
+    """The k rows of the bank nearest to each query by squared L2 of their codes, exactly; ties go to the lower row.
+
+    The answer doesn't depend on the number of shards, devices or processes. Memory stays bounded whatever N and Q.
+
+    Args:
+        normal, abnormal: indices of the queries. Both: the distance is that of the concatenated codes, and the two may
+            come from different images.
+        k: number of hits a query.
+        exclude: patient_id [Q] whose rows each query leaves out; [Q,2] leaves out two (those of a mixed query).
+        one_per_patient: keeps the nearest row of each patient.
+        cells: restricts the distance to the cells that are True.
+        mesh: shards the bank over its axis "data"; in a multi-process run each process reads its rows alone, all must
+            call with the same arguments, and all get the answer. None: the first local device, the whole bank.
+
+    Raises:
+        UserError: naming the argument, or the bank's file, that doesn't fit.
+    """
+    queries = {part: np.asarray(query) for part, query in (("normal", normal), ("abnormal", abnormal))
+               if query is not None}
+    _check(bank, queries, k, cells, mesh)
+    mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
+    index = _index(bank, tuple(queries), mesh)
+    table_rows = _table_rows(bank, queries, cells)
+    excluded = _patient_numbers(index.names, exclude, len(table_rows))
+    distances, rows = _no_hits(len(table_rows), k)
+    for block in _slices(len(table_rows), MOST_QUERIES):
+        distances[block], rows[block] = _search(index, table_rows[block], excluded[block], k, one_per_patient)
+    if len(_processes(mesh)) > 1:
+        distances, rows = _join_processes(distances, rows, bank, k, one_per_patient)
+    floats = np.where(rows < 0, np.inf, distances * float(index.tables.unit))
+    return Hits(floats.astype(np.float32), rows)
+
+
+def _search(index: _Index, queries: np.ndarray, excluded: np.ndarray, k: int, one_per_patient: bool
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """Integer distances and rows [q,k] among this process's rows.
+
+    The nearest k codes have the nearest k rows among them, but k patients may need more: codes are doubled until the
+    last hit comes before every code not looked at.
+    """
+    distances, rows = _no_hits(len(queries), k)
+    members = index.layout.patient_members if one_per_patient else index.layout.members
+    pending, count = np.arange(len(queries)), min(4 * k if one_per_patient else k, index.layout.count)
+    while len(pending) and count:
+        distance, first_row, code = _nearest_codes(index, queries[pending], excluded[pending], count)
+        found = _members_found(index, members, distance, code, excluded[pending], k)
+        distances[pending], rows[pending] = _best(found, len(pending), k, one_per_patient)
+        last, seen = distances[pending, -1], distance[:, -1]
+        whole = (last < seen) | (last == seen) & (rows[pending, -1] <= first_row[:, -1])
+        if count == index.layout.count:
+            break
+        pending, count = pending[~whole], min(2 * count, index.layout.count)
+    return distances, rows
+
+
+def _nearest_codes(index: _Index, queries: np.ndarray, excluded: np.ndarray, count: int
+                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances, first rows and numbers [q,count] of the nearest codes, by (distance, first row).
+
+    Tries few groups, then more for queries that aren't certain, then every code for those that still aren't.
+    """
+    distance, row, code = (np.zeros((len(queries), count), kind) for kind in (np.int64, np.int32, np.int32))
+    size, certain = index.layout.codes.rows.shape[1], np.zeros(len(queries), bool)
+    pending = np.arange(len(queries))
+
+    def run(function: Callable, some: np.ndarray) -> list[np.ndarray]:
+        width = 1 << (len(some) - 1).bit_length()
+        padded = np.pad(some, (0, width - len(some)), mode="edge")
+        with jax.enable_x64(True):
+            answer = function(index.layout.codes, index.tables, queries[padded], excluded[padded])
+        return [np.asarray(values)[:len(some)] for values in answer]
+
+    for groups in (2 * count + GROUP // 2, 8 * (2 * count + GROUP // 2)):
+        if 2 * groups * GROUP * index.mesh.size > size:
+            break
+        for block in _slices(len(pending), MOST_CANDIDATES // (groups * GROUP)):
+            some = pending[block]
+            *near, sure = run(nearest(index.mesh, groups, count), some)
+            order = np.lexsort((near[1], near[0]))[:, :count]
+            distance[some], row[some], code[some] = (np.take_along_axis(values, order, 1) for values in near)
+            certain[some] = sure.all(1)
+        pending = np.flatnonzero(~certain)
+    for block in _slices(len(pending), MOST_CANDIDATES // size):
+        for one, *near in zip(pending[block], *run(every(index.mesh), pending[block])):
+            within = np.flatnonzero(near[0] <= np.partition(near[0], count - 1)[count - 1])
+            order = within[np.lexsort((near[1][within], near[0][within]))[:count]]
+            distance[one], row[one], code[one] = near[0][order], near[1][order], order
+    return distance, row, code
+
+
+def _members_found(index: _Index, members: Members, distance: np.ndarray, code: np.ndarray, excluded: np.ndarray, k: int
+                   ) -> _Found:
+    """Rows that have the codes [q,c]: of each code as many as the k best can need."""
+    code = np.where(distance == NO_DISTANCE, 0, code)
+    spare = members.most * (excluded != NOBODY).any() * excluded.shape[1]
+    sizes = np.minimum(members.starts[code + 1] - members.starts[code], k + spare)
+    sizes[distance == NO_DISTANCE] = 0
+    firsts, sizes = members.starts[code].ravel(), sizes.ravel()
+    ends = np.cumsum(sizes)
+    row = members.rows[np.repeat(firsts - (ends - sizes), sizes) + np.arange(sizes.sum())]
+    query = np.repeat(np.arange(len(code)).repeat(code.shape[1]), sizes)
+    patient = index.patients[row - index.start]
+    found = _Found(query, np.repeat(distance.ravel(), sizes), row, patient)
+    allowed = (patient[:, None] != excluded[query]).all(1)
+    return _Found(*(values[allowed] for values in found))
+
+
+def _best(found: _Found, queries: int, k: int, one_per_patient: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and rows [queries,k] by (distance, row), the first of each patient if so asked."""
+    found = _Found(*(values[np.lexsort((found.row, found.distance, found.query))] for values in found))
+    if one_per_patient:
+        pair = found.query * (found.patient.max(initial=0) + 1) + found.patient
+        found = _Found(*(values[np.sort(np.unique(pair, return_index=True)[1])] for values in found))
+    rank = np.arange(len(found.query)) - np.searchsorted(found.query, found.query)
+    query, distance, row, _ = (values[rank < k] for values in found)
+    distances, rows = _no_hits(queries, k)
+    distances[query, rank[rank < k]], rows[query, rank[rank < k]] = distance, row
+    return distances, rows
+
+
+def _no_hits(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((queries, k), NO_DISTANCE), np.full((queries, k), -1)
+
+
+def _join_processes(distances: np.ndarray, rows: np.ndarray, bank: "CodeBank", k: int, one_per_patient: bool
+                    ) -> tuple[np.ndarray, np.ndarray]:
+    """Best of all processes' hits [q,k]."""
+    with jax.enable_x64(True):
+        distance, row = (np.asarray(values) for values in multihost_utils.process_allgather((distances, rows)))
+    _, query, _ = np.nonzero(row >= 0)
+    distance, row = distance[row >= 0], row[row >= 0]
+    _, patient = np.unique(bank.rows["patient_id"][row], return_inverse=True)
+    return _best(_Found(query, distance, row, patient), len(rows), k, one_per_patient)
+
+
+def _index(bank: "CodeBank", parts: tuple[str, ...], mesh: Mesh) -> _Index:
+    if (parts, mesh) not in bank.cache:
+        bank.cache[parts, mesh] = _make_index(bank, parts, mesh)
+    return bank.cache[parts, mesh]
+
+
+def _make_index(bank: "CodeBank", parts: tuple[str, ...], mesh: Mesh) -> _Index:
+    processes = _processes(mesh)
+    share = processes.index(jax.process_index())
+    start, stop = (len(bank) * i // len(processes) for i in (share, share + 1))
+    names, patients = _number_patients(bank.rows["patient_id"][start:stop])
+    local = mesh.local_mesh
+    layout = make_layout(lambda rows: bank.codes(parts, slice(start, stop), rows), patients, start, local)
+    tables = make_tables([getattr(bank, f"{part}_codebook") for part in parts], int(np.prod(bank.grid)))
+    with jax.enable_x64(True):
+        tables = jax.device_put(tables, NamedSharding(local, PartitionSpec()))
+    return _Index(layout, tables, local, start, patients, names)
+
+
+def _processes(mesh: Mesh) -> list[int]:
+    return sorted({device.process_index for device in mesh.devices.flat})
+
+
+def _number_patients(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted patient ids, and the number [n] of each row's. Rows of a patient mostly stand together: few are sorted."""
+    heads = np.flatnonzero(np.concatenate([np.ones(min(len(ids), 1), bool), ids[1:] != ids[:-1]]))
+    names, numbers = np.unique(ids[heads], return_inverse=True)
+    return names, np.repeat(numbers, np.diff(heads, append=len(ids))).astype(np.int32)
+
+
+def _patient_numbers(names: np.ndarray, exclude: Sequence[str] | np.ndarray | None, queries: int) -> np.ndarray:
+    """Numbers int32 [Q,2] of the patients to exclude."""
+    numbers = np.full((queries, 2), NOBODY, np.int32)
+    if exclude is None:
+        return numbers
+    ids = np.asarray(exclude, str) if queries == 0 else np.asarray(exclude)
+    if ids.dtype.kind != "U" or ids.shape not in ((queries,), (queries, 1), (queries, 2)):
+        raise UserError(f"exclude: needs a patient_id a query, [{queries}] or [{queries},2] of text, not "
+                        f"{ids.dtype} {list(ids.shape)}")
+    if len(names):
+        ids = ids.reshape(queries, -1)
+        at = np.searchsorted(names, ids).clip(max=len(names) - 1)
+        numbers[:, :ids.shape[1]] = np.where(names[at] == ids, at, NOBODY)
+    return numbers
+
+
+def _table_rows(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
+    """Rows int32 [Q,positions] of the tables to look up: queries' indices, and the row of zeros where cells is False."""
+    rows, offset = [], 0
+    for part, query in queries.items():
+        rows.append(query.reshape(len(query), -1).astype(np.int32) + offset)
+        offset += len(getattr(bank, f"{part}_codebook"))
+    table_rows = np.concatenate(rows, 1)
+    if cells is not None:
+        table_rows[:, ~np.tile(np.asarray(cells).ravel(), len(queries))] = offset
+    return table_rows
+
+
+def _check(bank: "CodeBank", queries: dict[str, np.ndarray], k: int, cells: np.ndarray | None, mesh: Mesh | None) -> None:
     if k < 1:
         raise UserError(f"k: must be at least 1, not {k}")
-    total = 0.0
-    for part, query in (("normal", normal), ("abnormal", abnormal)):
-        if query is None:
-            continue
-        query = np.asarray(query)
-        if query.shape[1:] != bank.grid or query.ndim != 3:
-            raise UserError(f"{part}: query of shape {query.shape} is not [Q,{bank.grid[0]},{bank.grid[1]}]")
-        codebook = getattr(bank, f"{part}_codebook").astype(np.float64)
-        table = cdist(codebook, codebook, "sqeuclidean")
-        if query.size and not 0 <= query.min() <= query.max() < len(codebook):
-            raise UserError(f"{part}: indices outside 0..{len(codebook) - 1}")
-        weight = np.ones(bank.grid, bool) if cells is None else np.asarray(cells)
-        indices = getattr(bank, f"{part}_indices")
-        total = total + np.stack([(table[one, indices] * weight).sum((1, 2)) for one in query]
-                                 ).reshape(len(query), len(bank))
-    if np.ndim(total) == 0:
+    if not queries:
         raise UserError("normal, abnormal: give one of them, or both")
-    distances = np.full((len(total), k), np.inf, np.float32)
-    rows = np.full((len(total), k), -1, np.int64)
-    patients = bank.rows["patient_id"]
-    for i, distance in enumerate(total):
-        order = np.argsort(distance, kind="stable")
-        if exclude is not None:
-            order = order[~np.isin(patients[order], exclude[i])]
-        if one_per_patient:
-            order = order[np.sort(np.unique(patients[order], return_index=True)[1])]
-        order = order[:k]
-        distances[i, :len(order)], rows[i, :len(order)] = distance[order], order
-    return Hits(distances, rows)
+    for part, query in queries.items():
+        if query.ndim != 3 or query.shape[1:] != bank.grid or not np.issubdtype(query.dtype, np.integer):
+            raise UserError(f"{part}: needs integer indices [Q,{bank.grid[0]},{bank.grid[1]}], as the bank's, not "
+                            f"{query.dtype} {list(query.shape)}")
+        size = len(getattr(bank, f"{part}_codebook"))
+        if query.size and not 0 <= query.min() <= query.max() < size:
+            raise UserError(f"{part}: holds {query.min()}..{query.max()}, but the bank's {part}_codebook has {size} "
+                            "codes; encode queries and bank with one model")
+    if len({len(query) for query in queries.values()}) > 1:
+        raise UserError(f"normal, abnormal: {len(queries['normal'])} and {len(queries['abnormal'])} queries; give as "
+                        "many of each")
+    if cells is not None and (np.shape(cells) != bank.grid or np.asarray(cells).dtype != bool):
+        raise UserError(f"cells: needs a boolean mask {list(bank.grid)}, not {np.asarray(cells).dtype} "
+                        f"{list(np.shape(cells))}")
+    if mesh is not None and mesh.axis_names != ("data",):
+        raise UserError(f"mesh: needs one axis, \"data\", not {mesh.axis_names}")
+
+
+def _slices(size: int, most: int) -> Iterator[slice]:
+    most = max(most, 1)
+    return (slice(start, start + most) for start in range(0, size, most))

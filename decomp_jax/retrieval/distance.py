@@ -1,0 +1,187 @@
+"""Squared L2 between grids of codes, from tables of integers.
+
+The squared distance of two code grids is the sum over positions p of T[q_p, x_p], T being the squared distances between
+codebook rows. Two integer tables stand for T:
+
+    exact   T in units of (largest T) * P / 2^62, rounded, int64. Sums are exact, so that they don't depend on order,
+            shards or devices; the rounding is below float64's own.
+    lower   floor(exact / step), clipped to what P entries can add up to in int16, uint8. Every entry is at most
+            exact / step, so every sum, times step, is a lower bound on the exact distance.
+
+`nearest` scans all codes with the lower table, keeps the smallest bound of each group of `GROUP` neighbouring codes,
+looks at the groups with the smallest bounds by the exact table, and knows that it is right when the k-th exact distance
+is below the smallest bound among the groups not looked at.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Int, Int32, Int64, UInt8, UInt16
+from scipy.spatial.distance import cdist
+
+# Codes whose smallest bound is kept as one number: 32 uint16 are a cache line.
+GROUP = 32
+# Codes that the scan holds at a time: the unit of the layout [blocks, positions, BLOCK].
+BLOCK = 512
+# In place of the row of a code that no row (allowed to the query) has, and its distance.
+NO_ROW = np.iinfo(np.int32).max
+NO_DISTANCE = np.iinfo(np.int64).max
+# Bounds tell near codes apart better if far ones are clipped: the largest bound stands for this share of the mean of T.
+CLIP = 1.0
+
+
+class Tables(NamedTuple):
+    """Distances between codes; row K_0 + ... + K_(i-1) + a holds those from code a of codebook i, the last row zeros.
+
+    Attributes:
+        exact: int64 [T,K], squared distance / `unit`.
+        lower: uint8 [T,K], at most exact / `step`.
+        step: int64.
+        unit: squared L2 of one unit.
+    """
+
+    exact: Int64[np.ndarray, "t k"]
+    lower: UInt8[np.ndarray, "t k"]
+    step: np.int64
+    unit: float
+
+
+def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
+    """Tables for codes with `cells` positions from each of the codebooks [K_i,D_i]."""
+    squares = [cdist(book, book, "sqeuclidean") for book in (np.asarray(book, np.float64) for book in codebooks)]
+    positions = cells * len(codebooks)
+    unit = max(square.max() for square in squares) * positions / 2.0**62 or 1.0
+    sizes = [len(square) for square in squares]
+    exact = np.zeros((sum(sizes) + 1, max(sizes)), np.int64)
+    for square, start in zip(squares, np.cumsum([0, *sizes])):
+        exact[start:start + len(square), :len(square)] = np.rint(square / unit)
+    largest = min(np.iinfo(np.uint8).max, np.iinfo(np.int16).max // positions)
+    step = max(np.int64(CLIP * np.mean([square.mean() for square in squares]) / unit / largest), np.int64(1))
+    lower = np.minimum(exact // step, largest).astype(np.uint8)
+    return Tables(exact, lower, step, unit)
+
+
+class Codes(NamedTuple):
+    """Distinct codes as the scan wants them, sharded over their number n = blocks * BLOCK.
+
+    Attributes:
+        blocks: uint16 [blocks,positions,BLOCK].
+        rows: int32 [3,n], the first row of each of the first three patients that have the code; NO_ROW where fewer.
+        patients: int32 [3,n], those patients.
+    """
+
+    blocks: UInt16[Array, "b p r"]
+    rows: Int32[Array, "3 n"]
+    patients: Int32[Array, "3 n"]
+
+
+class Nearest(NamedTuple):
+    """Distinct codes by distance, then by first row; `certain` where no code left out comes before the last.
+
+    Attributes:
+        distances: int64 [Q,S*c], c a shard.
+        rows: int32 [Q,S*c], the first row with the code that the query may find.
+        codes: int32 [Q,S*c], position of the code among all.
+        certain: bool [Q,S].
+    """
+
+    distances: Int64[Array, "q c"]
+    rows: Int32[Array, "q c"]
+    codes: Int32[Array, "q c"]
+    certain: Bool[Array, "q s"]
+
+
+@functools.cache
+def nearest(mesh: Mesh, groups: int, count: int) -> Callable[..., Nearest]:
+    """Compiled search for the `count` nearest codes of each shard among the `groups` groups with the smallest bounds.
+
+    The function takes (codes, tables, queries int32 [Q,positions] of table rows, exclude int32 [Q,2] of patients).
+    """
+    return _sharded(functools.partial(_nearest, groups=groups, count=count), mesh,
+                    Nearest(P(None, "data"), P(None, "data"), P(None, "data"), P(None, "data")))
+
+
+@functools.cache
+def every(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
+    """Compiled distances int64 [Q,n] from each query to each code, and its first row int32 [Q,n]; takes the same."""
+    return _sharded(_every, mesh, (P(None, "data"), P(None, "data")))
+
+
+def _sharded(function: Callable, mesh: Mesh, out_specs: tuple) -> Callable:
+    in_specs = (Codes(P("data"), P(None, "data"), P(None, "data")), Tables(P(), P(), P(), P()), P(), P())
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+
+
+def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
+    bounds, group = lax.top_k(-group_minima(codes.blocks, tables.lower, queries).astype(jnp.float32), groups + 1)
+    group, beyond = group[:, :groups], -bounds[:, groups].astype(jnp.int64) * tables.step
+    code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
+    row = _first_row(codes.rows[:, code], codes.patients[:, code], exclude)
+    distance = _exact(codes.blocks, tables.exact, queries, group).reshape(code.shape)
+    distance = jnp.where(row == NO_ROW, NO_DISTANCE, distance)
+    # Rounding to float32 keeps order but for ties: the count nearest are among those up to the first strictly greater.
+    spare = min(count + GROUP // 2, code.shape[1] - 1)
+    rounded, at = lax.top_k(-distance.astype(jnp.float32), spare + 1)
+    near = [jnp.take_along_axis(values, at[:, :spare], 1) for values in (distance, row, code)]
+    distance, row, code = (values[:, :count] for values in lax.sort(near, num_keys=2))
+    last = distance[:, -1]
+    certain = (last < beyond) & (last.astype(jnp.float32) < -rounded[:, spare])
+    offset = lax.axis_index("data") * codes.rows.shape[1]
+    return Nearest(distance, row, code + offset.astype(code.dtype), certain[:, None])
+
+
+def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> tuple[Array, Array]:
+    luts = tables.exact[queries]
+    distance = jnp.stack([_add_up(codes.blocks, lut).reshape(-1) for lut in luts])
+    row = _first_row(codes.rows[:, None], codes.patients[:, None], exclude)
+    return jnp.where(row == NO_ROW, NO_DISTANCE, distance), row
+
+
+def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], queries: Int[Array, "q p"]
+                 ) -> Int[Array, "q g"]:
+    """Smallest bound, in steps, of each group of GROUP neighbouring codes.
+
+    XLA's CPU compiler turns gathers into scalar code once they are fused with a reduction. So a batch is scanned block
+    by block, each turn adding up one block while it reduces the one before: a loop's carry is never fused.
+    """
+    if len(queries) == 1:
+        return _add_up(blocks, lower[queries[0]]).reshape(1, -1, GROUP).min(2)
+    luts = lower[queries].transpose(1, 2, 0)
+
+    def reduce(bounds: Array) -> Array:
+        return bounds.reshape(-1, GROUP, len(queries)).min(1)
+
+    def turn(before: Array, block: Array) -> tuple[Array, Array]:
+        return _add_up(block, luts), reduce(before)
+
+    first = jnp.zeros((BLOCK, len(queries)), jnp.int16)
+    last, minima = lax.scan(turn, first, blocks)
+    return jnp.concatenate([minima.reshape(-1, len(queries)), reduce(last)])[BLOCK // GROUP:].T
+
+
+def _add_up(codes: UInt16[Array, "*b p r"], luts: Array) -> Array:
+    """Sums over positions of luts[p][codes[p]]; luts are [p,k] or [p,k,q]. Unrolled: one pass over the codes."""
+    kind = jnp.int16 if luts.dtype == jnp.uint8 else luts.dtype
+    return sum(lut.at[codes[..., p, :]].get(mode="promise_in_bounds").astype(kind) for p, lut in enumerate(luts))
+
+
+def _exact(blocks: Array, exact: Array, queries: Array, group: Int[Array, "q g"]) -> Int64[Array, "q g 32"]:
+    block, within = group // (BLOCK // GROUP), group % (BLOCK // GROUP)
+    near = blocks.reshape(*blocks.shape[:2], -1, GROUP).at[block, :, within].get(mode="promise_in_bounds")
+    return sum(
+        exact.at[queries[:, p, None, None], near[:, :, p]].get(mode="promise_in_bounds")
+        for p in range(queries.shape[1])
+    )
+
+
+def _first_row(rows: Array, patients: Array, exclude: Int32[Array, "q 2"]) -> Int32[Array, "q n"]:
+    """First row of each code that isn't of an excluded patient: of three patients at most two are excluded."""
+    excluded = (patients[..., None] == exclude[:, None]).any(-1)
+    return jnp.where(excluded, NO_ROW, rows).min(0)
