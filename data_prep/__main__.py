@@ -56,7 +56,7 @@ def make_brats(flags: argparse.Namespace) -> None:
         source={
             **split_source(flags),
             "anatomy": anatomy and {"path": anatomy.path.name, "scheme": anatomy.scheme},
-            "label_maps": {patient_id: {**flags.label_map, **p.label_map} for patient_id, p in patients.items()},
+            "label_maps": releases.count_label_maps(patients, flags.label_map),
         },
     )
 

@@ -1,7 +1,7 @@
 """Any 2-D set of images and lesion masks, named by a table.
 
 Pictures are padded to a square, brought to the wanted size without aliasing, and normalised as scans are, over their
-foreground: pixels brighter than a twentieth of the way from the darkest to the 99th percentile, and what these
+foreground: pixels brighter than a tenth of the way from the darkest to the 99th percentile, and what these
 enclose. Bitmaps and NumPy arrays are taken as they are, rows downwards; NIfTI slices as a radiologist reads them.
 """
 
@@ -21,8 +21,8 @@ from data_prep.splits import FOLD_SHARES, only_value, read_table, split_by_file,
 from decomp_jax.data.schema import SLICE_COLUMNS, Settings
 from decomp_jax.errors import UserError
 
-FOREGROUND = "above 5 % of the 99th percentile, holes filled"
-FOREGROUND_LEVEL = 0.05
+FOREGROUND = "above 10 % of the 99th percentile, holes filled"
+FOREGROUND_LEVEL = 0.1
 JPEG = (".jpg", ".jpeg")
 BITMAPS = (".png", *JPEG)
 MAX_CLASSES = 32  # a mask with more values is a grey image
@@ -255,4 +255,7 @@ def find_classes(
 
 
 def _mask_values(path: Path) -> list[int]:
-    return [value for value in np.unique(load_mask(path)).tolist() if value]
+    values = np.unique(load_mask(path))
+    if len(values) > MAX_CLASSES + 1:
+        raise UserError(f"{path}: has {len(values)} values, as a grey image; give a mask of class numbers, or 0 and 255")
+    return values[values != 0].tolist()

@@ -285,7 +285,7 @@ def prepare_patient(
     scan = load_scan(paths, settings)
     labels = np.zeros(scan.brain.shape, np.uint8)
     if segmentation is not None:
-        labels = load_labels(segmentation, paths[0], scan.volume, {**label_map, **patient.label_map})
+        labels = load_labels(segmentation, paths[0], scan.volume, patient.label_map(label_map))
     slice_index = scan.slices_with_brain
     regions = None
     if anatomy:

@@ -1,5 +1,6 @@
 """BraTS releases as they come: which patients a folder holds, and what their files and labels mean."""
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -59,10 +60,10 @@ class Patient:
         """The person: releases from 2023 end a patient's name with the visit."""
         return re.sub(self.release.visit, "", self.patient_id)
 
-    @property
-    def label_map(self) -> Mapping[int, int]:
+    def label_map(self, extra: Mapping[int, int]) -> dict[int, int]:
+        """Label -> class; `extra` only adds what the release does not name, since releases may be mixed."""
         # The paediatric set renumbered its labels between years under the same names, so nothing is guessed.
-        return {0: 0} if self.patient_id.startswith("BraTS-PED") else self.release.label_map
+        return {**extra, **({0: 0} if self.patient_id.startswith("BraTS-PED") else self.release.label_map)}
 
     def paths(self, modalities: Iterable[str]) -> list[Path]:
         if missing := [name for name in modalities if name not in self.files]:
@@ -115,3 +116,9 @@ def split_patients(patients: Mapping[str, Patient], csv: Path | None, *, seed: i
         labelled[patient.subject] = labelled.get(patient.subject, False) or "seg" in patient.files
     of_subject = split_labelled(labelled, seed=seed)
     return {patient_id: of_subject[patient.subject] for patient_id, patient in patients.items()}
+
+
+def count_label_maps(patients: Mapping[str, Patient], extra: Mapping[int, int]) -> dict[str, int]:
+    """Number of labelled patients read with each label map, written "label:class,..."."""
+    maps = (sorted(p.label_map(extra).items()) for p in patients.values() if "seg" in p.files)
+    return dict(collections.Counter(",".join(f"{label}:{number}" for label, number in pairs) for pairs in maps))

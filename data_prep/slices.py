@@ -29,6 +29,8 @@ from tqdm import tqdm
 from decomp_jax.data.schema import FORMAT_VERSION, SLICE_COLUMNS, SPLITS, Settings
 from decomp_jax.errors import UserError
 
+MIN_CONTENT = 0.01  # share of pixels other than 0 from which equal images can't be chance
+
 
 @dataclasses.dataclass(frozen=True)
 class PatientSlices:
@@ -131,7 +133,7 @@ def write_dataset(
         source: what else the manifest should tell about where the data came from.
 
     Raises:
-        UserError: `out` exists, a patient can't be used, two patients have the same images, or a split has lost all
+        UserError: `out` exists, a patient can't be used, two patients have an image in common, or a split has lost all
             its patients.
     """
     writer = _Writer(splits, on_error)
@@ -198,10 +200,15 @@ class _Writer:
             raise UserError(f"split {split}: every patient was skipped, first because of {self.skipped[-1]['error']}")
 
     def _refuse_twin(self, patient: PatientSlices) -> None:
-        fingerprint = hashlib.sha256(patient.image.tobytes()).digest()
-        twin = self._fingerprints.setdefault(fingerprint, patient.patient_id)
-        if twin != patient.patient_id:
+        """Refuses a slice that another patient has too, unless it is all but empty."""
+        fingerprints = {
+            hashlib.sha256(image.tobytes()).digest(): patient.patient_id
+            for image in patient.image if np.count_nonzero(image) > MIN_CONTENT * image.size
+        }
+        if shared := self._fingerprints.keys() & fingerprints:
+            twin = self._fingerprints[shared.pop()]
             raise UserError(f"{patient.patient_id}: has the same images as {twin}; remove one of the two")
+        self._fingerprints |= fingerprints
 
     def counts(self) -> dict[str, Any]:
         slices = collections.Counter(row["split"] for row in self.rows)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import labels, manifest, prepare, records, save, save_patient, table, volume
+
+from data_prep.releases import find_patients, split_patients
+from decomp_jax.errors import UserError
+
+MODERN = {"t1c": 0, "t1n": 1, "t2w": 2, "t2f": 3}
+
+
+def save_modern(folder: Path, patient_id: str, seed: int, values: tuple[int, ...] = (1, 2, 3)) -> None:
+    """A patient as BraTS 2023 releases it."""
+    for kind, offset in MODERN.items():
+        save(folder / patient_id / f"{patient_id}-{kind}.nii.gz", volume(10 * seed + offset))
+    save(folder / patient_id / f"{patient_id}-seg.nii.gz", labels(values).astype(np.float32))
+
+
+def test_releases_mixed_in_one_folder(tmp_path):
+    src = tmp_path / "src"
+    save_patient(src / "HGG", "BraTS19_A_1", 1)
+    save_patient(src / "LGG", "BraTS19_B_1", 2)
+    save_patient(src, "BraTS20_Training_001", 3, suffix=".nii")
+    save_patient(src, "BraTS2021_00000", 4)
+    save_modern(src, "BraTS-GLI-00000-000", 5)
+    prepare("brats", "--src", src, "--out", tmp_path / "out", "--size", 64)
+
+    splits = {row["patient_id"]: row["split"] for row in table(tmp_path / "out")}
+    assert splits.keys() == find_patients(src).keys() and len(splits) == 5
+    found = [record for split in set(splits.values()) for record in records(tmp_path / "out", split)]
+    assert len(found) == 5 * 5 and all(set(np.unique(r["label"])) <= {0, 1, 2, 3} for r in found)
+    of_one = {r["patient_id"].decode(): r["label"] for r in found if r["slice_index"] == 3}
+    for label in of_one.values():  # enhancing tumour is 4 in old releases, 3 in new ones
+        np.testing.assert_array_equal(label, of_one["BraTS2021_00000"])
+        assert (label == 3).any()
+    assert manifest(tmp_path / "out")["source"]["label_maps"] == {"0:0,1:1,2:2,3:3": 1, "0:0,1:1,2:2,4:3": 4}
+
+
+def test_names_of_modalities(tmp_path):
+    save_modern(tmp_path, "BraTS-GLI-00000-000", 1)
+    (patient,) = find_patients(tmp_path).values()
+    names = [path.name[-10:] for path in patient.paths(("t1ce", "t1", "t2", "flair"))]
+    assert names == ["t1c.nii.gz", "t1n.nii.gz", "t2w.nii.gz", "t2f.nii.gz"]
+
+
+def test_the_resection_cavity_is_refused_unless_mapped(tmp_path):
+    src = tmp_path / "src"
+    for seed in range(4):
+        save_modern(src, f"BraTS-GLI-{seed:05d}-100", seed, (2, 3, 4))
+    save_patient(src, "BraTS2021_00000", 9)  # here 4 stays enhancing tumour
+    with pytest.raises(UserError, match=r"-seg.nii.gz: has label 4 \(the resection cavity.*--label_map=4:0"):
+        prepare("brats", "--src", src, "--out", tmp_path / "out", "--size", 64)
+    prepare("brats", "--src", src, "--out", tmp_path / "out", "--size", 64, "--label_map=4:0")
+    splits = manifest(tmp_path / "out")["splits"]
+    for record in (record for split in splits for record in records(tmp_path / "out", split)):
+        if record["slice_index"] == 3:
+            present = set(np.unique(record["label"]))
+            assert present == ({0, 1, 2, 3} if record["patient_id"] == b"BraTS2021_00000" else {0, 2, 3})
+
+
+def test_paediatric_labels_are_not_guessed(tmp_path):
+    save_modern(tmp_path, "BraTS-PED-00001-000", 1)
+    (patient,) = find_patients(tmp_path).values()
+    assert patient.label_map({}) == {0: 0} and patient.label_map({1: 3, 2: 1}) == {0: 0, 1: 3, 2: 1}
+
+
+def test_visits_of_a_person_stay_together(tmp_path):
+    for person in range(6):
+        for visit in ("000", "001"):
+            save(tmp_path / "src" / f"BraTS-GLI-{person:05d}-{visit}-t1c.nii.gz", volume(person))
+            save(tmp_path / "src" / f"BraTS-GLI-{person:05d}-{visit}-seg.nii.gz", labels())
+    patients = find_patients(tmp_path / "src")
+    splits = split_patients(patients, None, seed=0)
+    assert len(splits) == 12 and set(splits.values()) == {"train", "validation", "query", "reference"}
+    assert all(splits[name] == splits[name[:-1] + "0"] for name in splits)
+    csv = tmp_path / "splits.csv"
+    csv.write_text("patient_id,split\n" + "".join(f"{n},{'train' if n[-1] == '0' else 'query'}\n" for n in patients))
+    with pytest.raises(UserError, match="BraTS-GLI-00000 is in train and in query"):
+        split_patients(patients, csv, seed=0)
+
+
+def test_unlabelled_patients_are_for_reference(tmp_path, brats):
+    (brats / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz").unlink()
+    assert split_patients(find_patients(brats), None, seed=0)["BraTS2021_00002"] == "reference"
+    prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 64, "--unlabelled")
+    assert {row["patient_id"] for row in table(tmp_path / "out") if row["labelled"] == "0"} == {"BraTS2021_00002"}
+
+
+def test_a_patient_found_twice_is_refused(tmp_path):
+    save_patient(tmp_path / "HGG", "P")
+    save_patient(tmp_path / "LGG", "P")
+    with pytest.raises(UserError, match="P is there twice"):
+        find_patients(tmp_path)
+    with pytest.raises(UserError, match="--src .* holds no files"):
+        find_patients(save(tmp_path / "other" / "brain.nii.gz", volume()).parent)
+    with pytest.raises(UserError, match="--src .* is no folder"):
+        find_patients(tmp_path / "nowhere")

@@ -1,0 +1,185 @@
+import functools
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slow_source
+from conftest import damage, manifest, prepare, records, save_patient, table
+
+from data_prep.slices import write_dataset
+from data_prep.splits import PATIENT_SHARES, split_by_hash
+from decomp_jax.data.schema import SLICE_COLUMNS, SPLITS
+from decomp_jax.errors import UserError
+
+
+def write(out: Path, **options) -> None:
+    ids = [f"patient-{i:04d}" for i in range(9)]
+    write_dataset(out, **{
+        "settings": slow_source.settings(8),
+        "splits": split_by_hash(ids, PATIENT_SHARES, seed=0),
+        "prepare": functools.partial(slow_source.patient, seed=0, size=8),
+        "workers": 1,
+        "on_error": "stop",
+        **options,
+    })
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """File -> checksum."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_records_follow_the_table(tmp_path):
+    write(tmp_path / "out")
+    rows = table(tmp_path / "out")
+    assert tuple(rows[0]) == SLICE_COLUMNS
+    assert [row["split"] for row in rows] == sorted((row["split"] for row in rows), key=SPLITS.index)
+    for split in SPLITS:
+        expected = [(row["patient_id"], int(row["slice_index"])) for row in rows if row["split"] == split]
+        found = records(tmp_path / "out", split)
+        assert [(r["patient_id"].decode(), r["slice_index"]) for r in found] == expected
+        for record in found:
+            stack = slow_source.patient(record["patient_id"].decode(), seed=0, size=8).image
+            np.testing.assert_array_equal(record["image"], stack[record["slice_index"]])
+            assert record["image"].dtype == np.float16 and record["label"].dtype == np.uint8
+
+
+def test_the_manifest_counts(tmp_path):
+    write(tmp_path / "out", source={"from": "nowhere"})
+    known = manifest(tmp_path / "out")
+    assert known["patients"] == 9 and known["slices"] == 27 and known["source"] == {"from": "nowhere"}
+    assert known["splits"] == {
+        "train": {"patients": 5, "slices": 15}, "validation": {"patients": 1, "slices": 3},
+        "query": {"patients": 1, "slices": 3}, "reference": {"patients": 2, "slices": 6},
+    }
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "slices", "slices.csv"]
+
+
+def test_bytes_do_not_depend_on_the_workers(tmp_path):
+    for workers in (1, 3):
+        write(tmp_path / str(workers), workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_the_digest_depends_on_every_byte(tmp_path):
+    write(tmp_path / "a")
+    write(tmp_path / "b", splits=split_by_hash([f"patient-{i:04d}" for i in range(1, 10)], PATIENT_SHARES, seed=0))
+    assert manifest(tmp_path / "a")["digest"] != manifest(tmp_path / "b")["digest"]
+
+
+def test_large_splits_keep_their_order_on_disk(tmp_path, monkeypatch):
+    from tensorflow_datasets.core import shuffle
+
+    write(tmp_path / "memory")
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 100)
+    write(tmp_path / "disk")
+    assert contents(tmp_path / "memory") == contents(tmp_path / "disk")
+
+
+def test_records_can_be_read_without_tensorflow(tmp_path):
+    write(tmp_path / "out")
+    code = (
+        "import sys; from pathlib import Path; import data_prep.nifti, data_prep.images; from conftest import records\n"
+        f"assert len(records(Path({str(tmp_path / 'out')!r}), 'train')) == 15\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_an_existing_folder_is_not_touched(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="--out .*out: exists already"):
+        write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out .*: .*name a directory that can be written"):
+        write(tmp_path / "file" / "out")
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    (tmp_path / "out.partial" / "slices" / "1.0.0").mkdir(parents=True)
+    write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"] and manifest(tmp_path / "out")["patients"] == 9
+
+
+def test_a_broken_patient_stops_and_leaves_nothing(tmp_path, brats):
+    damage(brats / "BraTS2021_00003" / "BraTS2021_00003_t1ce.nii.gz")
+    with pytest.raises(UserError, match="BraTS2021_00003_t1ce.nii.gz"):
+        prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 32)
+    assert list(tmp_path.iterdir()) == [brats]
+
+
+def test_broken_patients_are_skipped_and_listed(tmp_path, brats):
+    for seed in range(5, 12):
+        save_patient(brats, f"BraTS2021_{seed:05d}", seed)
+    damage(brats / "BraTS2021_00003" / "BraTS2021_00003_t1ce.nii.gz")
+    (brats / "BraTS2021_00004" / "BraTS2021_00004_seg.nii.gz").unlink()
+    splits = tmp_path / "splits.csv"
+    names = sorted(path.name for path in brats.iterdir())
+    splits.write_text("patient_id,split\n" + "".join(f"{n},{'query' if n[-1] == '7' else 'train'}\n" for n in names))
+    prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 32, "--splits", splits, "--on-error", "skip")
+    known = manifest(tmp_path / "out")
+    assert known["patients"] == 10 and known["splits"].keys() == {"train", "query"}
+    assert [entry["patient_id"] for entry in known["skipped"]] == ["BraTS2021_00003", "BraTS2021_00004"]
+    assert "CRC" in known["skipped"][0]["error"] and "--unlabelled" in known["skipped"][1]["error"]
+    assert {row["patient_id"] for row in table(tmp_path / "out")} == {*names} - {"BraTS2021_00003", "BraTS2021_00004"}
+
+
+def test_a_split_without_patients_is_refused(tmp_path, brats):
+    splits = tmp_path / "splits.csv"
+    names = sorted(path.name for path in brats.iterdir())
+    splits.write_text("patient_id,split\n" + "".join(f"{n},{'query' if n[-1] == '3' else 'train'}\n" for n in names))
+    damage(brats / "BraTS2021_00003" / "BraTS2021_00003_t1ce.nii.gz")
+    with pytest.raises(UserError, match="split query: every patient was skipped, first because of .*CRC"):
+        prepare("brats", "--src", brats, "--out", tmp_path / "out", "--splits", splits, "--on-error", "skip")
+    assert not (tmp_path / "out").exists()
+
+
+def test_twins_are_refused(tmp_path, brats):
+    shutil.rmtree(brats / "BraTS2021_00003")
+    save_patient(brats, "BraTS20_Training_007", 1, suffix=".nii")
+    with pytest.raises(UserError, match="has the same images as"):
+        prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 32)
+
+
+@pytest.mark.parametrize("flags", [
+    ["brats", "--src", "x"], ["brats", "--src", "x", "--out", "y", "--modalities", "t1ce,t3"], ["phantom", "--workers", "0"],
+    ["brats", "--src", "x", "--out", "y", "--label_map", "4=0"], ["brats", "--src", "x", "--out", "y", "--label_map", "4:9"],
+])
+def test_wrong_flags_exit_with_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        prepare(*flags)
+    assert stop.value.code == 2 and capsys.readouterr().err
+
+
+def start_slow_run(out: Path, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, slow_source.__file__, "phantom", "--out", str(out), "--patients", "8", "--workers", "2"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path), **environment})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(tmp_path, number):
+    run = start_slow_run(tmp_path / "out")
+    while not list(tmp_path.glob("out.partial/slices/*")):
+        assert run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(number)
+    stdout, stderr = run.communicate(timeout=15)  # patients would take a minute
+    assert run.returncode == 128 + number and "Traceback" not in stderr and not stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_dies_ends_the_run(tmp_path):
+    _, stderr = (run := start_slow_run(tmp_path / "out", DIE="1")).communicate(timeout=30)
+    assert run.returncode == 2 and "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("error: --workers: a worker process died")
+    assert list(tmp_path.iterdir()) == []
