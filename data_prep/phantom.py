@@ -48,11 +48,11 @@ def patient_ids(n: int) -> list[str]:
 def prepare(patient_id: str, *, seed: int, size: int) -> PatientSlices:
     """A patient's slices, 4 mm apart, a pure function of the arguments.
 
-    All slices with lesion are stored, and as many others, from any height, as make `LESION_SHARE`. `position_mm` is the
+    All slices with lesion are stored, and as many others, of every height, as make `LESION_SHARE`. `position_mm` is the
     mean height in MNI152 space of the brain that a slice shows, so that it compares between patients.
     """
     rng = np.random.default_rng([seed, *hashlib.sha256(patient_id.encode()).digest()])
-    grid = Grid(1 if size > 64 else 2)
+    grid = Grid(1 if size > 64 else 2)  # fine enough to be averaged
     pixel = (grid.spacing, grid.spacing)
     shown, foci = _shape(rng)
     head = _head(rng, grid, shown)
@@ -62,28 +62,32 @@ def prepare(patient_id: str, *, seed: int, size: int) -> PatientSlices:
     image = _lesion_signal(rng, grid, healthy, lesion, contrast)
 
     label = field_nearest(lesion.label, pixel, size)
-    area = np.count_nonzero(head.brain, axis=(1, 2)) * grid.spacing**2
-    planes = _planes(rng, has_lesion=label.any(axis=(1, 2)), has_brain=area >= MIN_BRAIN_MM2)
-    label = label[planes]
-    scans = _scanned(rng, grid, head.brain, image, healthy)
+    shown_mm2 = np.count_nonzero(head.brain, axis=(1, 2)) * grid.spacing**2
+    height = np.sum(head.height, axis=(1, 2), where=head.brain) * grid.spacing**2 / np.maximum(shown_mm2, 1)
+    planes = _planes(rng, height, has_lesion=label.any(axis=(1, 2)), has_brain=shown_mm2 >= MIN_BRAIN_MM2)
+    scans = _scaled(*_acquired(rng, grid, image, healthy), head.brain)
     image, healthy = (field_mean(scan[planes], pixel, size).astype(np.float16)[..., None] for scan in scans)
-    height = np.sum(head.height, axis=(1, 2), where=head.brain)[planes] / np.count_nonzero(head.brain[planes], axis=(1, 2))
+    label = label[planes]
     return PatientSlices(
         patient_id=patient_id,
         image=np.where(label[..., None] > 0, image, healthy),  # pixels at the label's edge mix both
         label=label,
         slice_index=planes.astype(np.int32),
-        position_mm=height.astype(np.float32),
+        position_mm=height[planes].astype(np.float32),
         anatomy=field_nearest(head.regions[planes], pixel, size),
         healthy=healthy,
     )
 
 
-def _planes(rng: np.random.Generator, *, has_lesion: np.ndarray, has_brain: np.ndarray) -> np.ndarray:
+def _planes(
+    rng: np.random.Generator, height: np.ndarray, *, has_lesion: np.ndarray, has_brain: np.ndarray
+) -> np.ndarray:
     """The planes to store: see `prepare`."""
     with_lesion, without = np.flatnonzero(has_brain & has_lesion), np.flatnonzero(has_brain & ~has_lesion)
     n = min(len(without), round(len(with_lesion) * (1 / LESION_SHARE - 1)))
-    return np.sort(np.concatenate([with_lesion, rng.choice(without, n, replace=False)]))
+    # Drawn without replacement, by Gumbel's trick; more from mid height, which most lesions reach.
+    keys = rng.gumbel(size=len(without)) - np.abs(height[without] - 15) / 30
+    return np.sort(np.concatenate([with_lesion, without[np.argsort(-keys)[:n]]]))
 
 
 # ---------------------------------------------------------------- grids and smooth noise
@@ -223,7 +227,7 @@ def _foci(rng: np.random.Generator, centres: np.ndarray) -> list[Focus]:
         turn = _rotation(rng.uniform(0, np.pi, 3))
         return Focus(centre, radius, turn * (stretch / stretch.prod() ** (1 / 3))[:, None])
 
-    radius = float(np.clip(rng.lognormal(np.log(15), 0.38), 6, 28))
+    radius = float(np.clip(rng.lognormal(np.log(19), 0.35), 6, 30))
     first = focus(rng.choice(centres), radius)
     near = np.linalg.norm(centres - first.centre, axis=1)
     near = centres[(near > 1.2 * radius) & (near < radius + 28)]
@@ -269,15 +273,15 @@ class Contrast:
 
 
 def _contrast(rng: np.random.Generator) -> Contrast:
-    white, fluid, enhancing = rng.uniform(1.08, 1.35), rng.uniform(0.25, 0.55), rng.random() > 0.12
+    white, fluid, enhancing = rng.uniform(1.08, 1.35), rng.uniform(0.3, 0.6), rng.random() > 0.12
     return Contrast(
         white=white,
         fluid=fluid,
         vessel=white + rng.uniform(0.5, 1.6),
         enhancing=enhancing,
-        ring=white * rng.uniform(1.35, 2.1),
+        ring=white * rng.uniform(1.25, 1.9),
         necrosis=fluid + (white - fluid) * (rng.uniform(0.2, 0.6) if enhancing else rng.uniform(0.55, 0.8)),
-        oedema=rng.uniform(0.15, 0.35),
+        oedema=rng.uniform(0.18, 0.35),
     )
 
 
@@ -297,11 +301,11 @@ def _lesion(rng: np.random.Generator, grid: Grid, foci: list[Focus], head: Head,
     across = np.maximum(-np.sign(foci[0].centre[2]) * head.side, 0)
     inside = np.minimum(inside - across * (1.2 - head.white), head.depth)  # held by falx and skull, not by white matter
 
-    thickness = rng.uniform(2.5, 7) * np.exp(0.5 * grid.noise(rng, 9)) + 1.2 * grid.noise(rng, 3.5)
+    thickness = rng.uniform(3, 8) * np.exp(0.5 * grid.noise(rng, 9)) + 1.2 * grid.noise(rng, 3.5)
     septa = rng.choice([0, 0.1, 0.2]) - np.abs(grid.noise(rng, 9) + 0.3 * grid.noise(rng, 3.5))
     gaps = grid.noise(rng, 16) > (1.6 if contrast.enhancing else -1.1)
     ring = np.where(gaps, 0, np.clip(np.maximum((thickness - inside) / 1.2, septa / 0.15) + 0.5, 0, 1))
-    core = np.clip(inside / 1.2, 0, 1)
+    core = np.clip(inside / 2, 0, 1)
     level = _oedema_level(rng, grid, inside, head, contrast)
     label = np.select([core > 0, level > 0], [np.where(ring > 0.5, ET, NCR), ED]) * head.brain
     return Lesion(label.astype(np.uint8), core, ring * core, np.clip(2 * level, 0, 1))
@@ -319,10 +323,10 @@ def _oedema_level(
     reached = core
     for _ in range(30):
         reached = np.maximum(core, speed * ndimage.uniform_filter(reached, 3, mode="constant"))
-    order = np.argsort(-reached, axis=None)
+    order = np.argsort(-reached, axis=None, kind="stable")
     filled = np.cumsum((white * (1 - core) * (reached > 1e-12)).ravel()[order]) * SLICE_MM**3 / 1000
     reached = np.log(reached + 1e-15)
-    ml = min(rng.lognormal(np.log(40 if contrast.enhancing else 12), 0.8), 170, 0.7 * filled[-1])
+    ml = min(rng.lognormal(np.log(45 if contrast.enhancing else 15), 0.8), 170, 0.7 * filled[-1])
     edge = reached.ravel()[order[np.searchsorted(filled, ml)]]
     level = (grid.fine(reached) - edge) / 1.5 + 0.25 * grid.noise(rng, 9)
     tissue = 0.5 * (head.white + grid.fine(white)) + 0.15 * grid.noise(rng, 8) - 0.45
@@ -338,6 +342,7 @@ def _healthy_signal(rng: np.random.Generator, grid: Grid, head: Head, contrast: 
     t1 = head.t1 + near_surface * (rng.normal(0, 0.03) + 0.05 * grid.noise(rng, 10))  # wider and narrower sulci
     tissue = [contrast.fluid, contrast.fluid + 0.1, 0.95, 1, contrast.white]
     signal = np.interp(t1, [0.3, 0.45, 0.6, 0.68, 0.9], tissue).astype(np.float32)
+    signal *= 1 + 0.02 * grid.noise(rng, 4)
     # Two smooth fields are both near 0 along curves: vessels, where these run through sulci.
     course = grid.noise(rng, 13) ** 2 + grid.noise(rng, 13) ** 2
     sulci = np.clip((0.66 - t1) / 0.08, 0, 1) * ~np.isin(head.regions, VENTRICLES)
@@ -354,23 +359,24 @@ def _lesion_signal(
     texture = grid.noise(rng, 5) + grid.noise(rng, 2.5)
     signal = healthy * (1 - contrast.oedema * lesion.oedema)
     signal += (contrast.necrosis + 0.04 * texture - signal) * lesion.core
-    return signal + (contrast.ring * (1 + 0.14 * texture) - signal) * lesion.ring
+    return signal + (contrast.ring * (1 + 0.16 * texture) - signal) * lesion.ring
 
 
-def _scanned(
-    rng: np.random.Generator, grid: Grid, brain: np.ndarray, image: np.ndarray, healthy: np.ndarray
+def _acquired(
+    rng: np.random.Generator, grid: Grid, image: np.ndarray, healthy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both signals under one bias field and one noise, in [0,1] by the image's z-score, 0 outside the brain."""
+    """Both signals as magnitude images, under the same bias field, resolution and noise."""
     bias = np.exp(rng.uniform(0.03, 0.1) * grid.noise(rng, 80))
-    sigma = rng.uniform(0.01, 0.03) / grid.spacing  # per voxel; voxels average over spacing^2 mm^2
-    real, imaginary = sigma * rng.standard_normal((2, *brain.shape), dtype=np.float32)
-    image, healthy = (np.hypot(signal * bias + real, imaginary)[brain] for signal in (image, healthy))
+    blur = np.array([0, 1, 1]) * rng.uniform(0.3, 0.9) / grid.spacing
+    sigma = rng.uniform(0.01, 0.03) / grid.spacing  # of a mean over spacing^2 mm^2
+    real, imaginary = sigma * rng.standard_normal((2, *image.shape), dtype=np.float32)
+    seen = (ndimage.gaussian_filter(signal * bias, blur) for signal in (image, healthy))
+    return tuple(np.hypot(signal + real, imaginary) for signal in seen)
+
+
+def _scaled(image: np.ndarray, healthy: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in [0,1] as `data_prep.nifti.scale_intensity` maps the image; 0 outside the brain."""
     low, high = INTENSITY_CLIP
-
-    def scaled(values: np.ndarray) -> np.ndarray:
-        volume = np.zeros(brain.shape, np.float32)
-        volume[brain] = (np.clip((values - mean) / std, low, high) - low) / (high - low)
-        return volume
-
-    mean, std = image.mean(dtype=np.float64), image.std(dtype=np.float64)
-    return scaled(image), scaled(healthy)
+    mean, std = image[brain].mean(dtype=np.float64), image[brain].std(dtype=np.float64)
+    scores = ((scan - mean) / std for scan in (image, healthy))
+    return tuple(np.where(brain, (np.clip(z, low, high) - low) / (high - low), 0).astype(np.float32) for z in scores)

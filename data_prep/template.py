@@ -57,20 +57,20 @@ def load_template() -> Template:
     first = image.affine[:3, 3]
     last = first + np.array(image.shape) - 1
 
-    box = [slice(max(at.start - MARGIN, 0), at.stop + MARGIN) for at in ndimage.find_objects((volumes[0] > 0).astype(int))[0]]
-    t1, grey, white = (np.ascontiguousarray(volume[tuple(box)]) for volume in volumes)
-    origin = np.array([first[2], -last[1], -last[0]]) + [at.start for at in box]
-    points = np.meshgrid(*(at + np.arange(n) for at, n in zip(origin, t1.shape)), indexing="ij", sparse=True)
+    inside = np.argwhere(volumes[0] > 0)
+    start, stop = np.maximum(inside.min(axis=0) - MARGIN, 0), inside.max(axis=0) + 1 + MARGIN
+    t1, grey, white = (np.ascontiguousarray(volume[tuple(map(slice, start, stop))]) for volume in volumes)
+    origin = np.array([first[2], -last[1], -last[0]]) + start
+    axes = (np.arange(at, at + n, dtype=np.float32) for at, n in zip(origin, t1.shape))
+    points = np.meshgrid(*axes, indexing="ij", sparse=True)
 
     brain = t1 > 0
-    depth = ndimage.distance_transform_edt(brain) - ndimage.distance_transform_edt(~brain)
+    depth = (ndimage.distance_transform_edt(brain) - ndimage.distance_transform_edt(~brain)).astype(np.float32)
     anatomy = _regions(t1, grey + white, points)
     filled = np.where(brain, t1, FLUID_T1)
     sharpened = filled + 0.8 * (filled - ndimage.gaussian_filter(filled, 1.5))
     dura = _dura(t1, depth, points)
-    return Template(
-        origin.astype(np.float32), sharpened, white, depth.astype(np.float32), dura, anatomy, _ventricle_pull(anatomy)
-    )
+    return Template(origin.astype(np.float32), sharpened, white, depth, dura, anatomy, _ventricle_pull(anatomy))
 
 
 def _tentorium(y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -116,13 +116,14 @@ def _dura(t1: np.ndarray, depth: np.ndarray, points: list[np.ndarray]) -> np.nda
     falx = np.exp(-((x / 1.2) ** 2)) * np.clip((30 - depth) / 12, 0, 1) * (height > 0)
     tentorium = 0.8 * np.exp(-((height / 1.5) ** 2)) * np.clip((30 - depth) / 20, 0, 1) * (y > 30)
     sagittal_sinus = np.exp(-((x / 3) ** 2)) * np.clip((4 - depth) / 3, 0, 1) * ((z > 20) | (y > 60))
-    choroid_plexus = 0.9 * fissure * np.exp(-(((np.abs(x) - 23) / 5) ** 2 + ((y - 40) / 6) ** 2 + ((z - 6) / 6) ** 2))
-    enhancing = np.max(np.broadcast_arrays(fissure * falx, fissure * tentorium, sagittal_sinus, choroid_plexus), axis=0)
-    return np.where(t1 > 0, enhancing, 0).astype(np.float32)
+    choroid_plexus = 0.9 * np.exp(-(((np.abs(x) - 23) / 5) ** 2 + ((y - 40) / 6) ** 2 + ((z - 6) / 6) ** 2))
+    in_fissure = np.maximum(np.maximum(falx, tentorium), choroid_plexus)
+    return np.where(t1 > 0, np.maximum(fissure * in_fissure, sagittal_sinus), 0)
 
 
 def _ventricle_pull(anatomy: np.ndarray) -> np.ndarray:
     sides = [1 + ANATOMY_CLASSES.index(f"{side} ventricle") for side in ("left", "right")]
-    distance = ndimage.distance_transform_edt(~np.isin(anatomy, sides))
-    pull = np.stack(np.gradient(ndimage.gaussian_filter(np.exp(-distance / 12), 4)))
-    return (pull / np.linalg.norm(pull, axis=0).max())[:, ::PULL_MM, ::PULL_MM, ::PULL_MM].astype(np.float32)
+    elsewhere = ~np.isin(anatomy[::PULL_MM, ::PULL_MM, ::PULL_MM], sides)
+    nearness = np.exp(-ndimage.distance_transform_edt(elsewhere, sampling=PULL_MM) / 12)
+    pull = np.stack(np.gradient(ndimage.gaussian_filter(nearness, 1)))
+    return (pull / np.linalg.norm(pull, axis=0).max()).astype(np.float32)
