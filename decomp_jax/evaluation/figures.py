@@ -27,11 +27,11 @@ LESION_COLOURS = ("#f7e04a", "#f0932b", "#c8321e", "#8a1c5c", "#ffb3a7")
 ANATOMY_COLOURS = ("#1b7f79", "#79c7bf", "#2a5caa", "#8fb4e3", "#7a4fa3", "#c3a4de")
 LESION_ALPHA, ANATOMY_ALPHA = 0.55, 0.38
 HITS = 5
-CELL, GAP, CAPTION, TITLE = 1.5, 0.08, 0.42, 0.36  # inches: an image, between images, below one, above a block
+CELL, GAP, CAPTION, TITLE = 1.32, 0.08, 0.42, 0.36  # inches: an image, between images, below one, above a block
 QUANTILES = (0.8, 0.5, 0.2)  # of Dice@5: the queries shown do well, middling and badly
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "axes.linewidth": 0.8, "xtick.color": INK, "ytick.color": INK, "xtick.labelsize": 8,
     "ytick.labelsize": 8, "legend.frameon": False, "legend.fontsize": 8, "figure.dpi": 150, "savefig.dpi": 150,
 }
@@ -40,25 +40,46 @@ STYLE = {
 # ---------------------------------------------------------------- images with labels
 
 
-def paint(
-    image: Float[np.ndarray, "s s c"], *, lesion: UInt8[np.ndarray, "s s"] | None = None,
-    anatomy: UInt8[np.ndarray, "s s"] | None = None,
-) -> Float[np.ndarray, "s s 3"]:
-    """Colours [0,1] of an image (its first channel) under its labels."""
-    rgb = np.repeat(np.clip(image[..., :1].astype(np.float32), 0, 1), 3, axis=-1)
-    for labels, colours, alpha in ((anatomy, ANATOMY_COLOURS, ANATOMY_ALPHA), (lesion, LESION_COLOURS, LESION_ALPHA)):
-        if labels is not None:
-            table = np.array([(0, 0, 0), *(to_rgb(colours[i % len(colours)]) for i in range(255))])
-            weight = alpha * (labels > 0)[..., None]
-            rgb = (1 - weight) * rgb + weight * table[labels]
-    return rgb
+class Display(NamedTuple):
+    """How all images of a figure are shown: the square that holds every foreground, and the value that is white."""
+
+    window: tuple[slice, slice]
+    white: float
+
+    @classmethod
+    def of(cls, images: Float[np.ndarray, "n s s c"]) -> "Display":
+        foreground = images[..., 0] > 0
+        size = images.shape[1]
+        used = np.flatnonzero((foreground.any(0) | foreground.any(0).T).any(0))
+        margin = min(used.min(initial=size), size - 1 - used.max(initial=-1)) if len(used) else 0
+        window = slice(max(margin - 1, 0), size - max(margin - 1, 0))
+        values = images[..., 0][foreground]
+        return cls((window, window), float(np.quantile(values, 0.999)) if len(values) else 1.0)
+
+    def paint(
+        self, image: Float[np.ndarray, "s s c"], *, lesion: UInt8[np.ndarray, "s s"] | None = None,
+        anatomy: UInt8[np.ndarray, "s s"] | None = None,
+    ) -> Float[np.ndarray, "t t 3"]:
+        """Colours [0,1] of an image (its first channel) under its labels."""
+        rgb = np.repeat(np.clip(image[..., :1].astype(np.float32) / self.white, 0, 1), 3, axis=-1)
+        for labels, colours, alpha in ((anatomy, ANATOMY_COLOURS, ANATOMY_ALPHA), (lesion, LESION_COLOURS, LESION_ALPHA)):
+            if labels is not None:
+                table = np.array([(0, 0, 0), *(to_rgb(colours[i % len(colours)]) for i in range(labels.max(initial=0)))])
+                weight = alpha * (labels > 0)[..., None]
+                rgb = (1 - weight) * rgb + weight * table[labels]
+        return rgb[self.window]
+
+    def overlaid(self, slices: SliceSet, i: int, targets: Sequence[str]) -> Float[np.ndarray, "t t 3"]:
+        """A slice under the labels that the given targets are about."""
+        anatomy = slices.anatomy[i] if "normal" in targets and slices.anatomy is not None else None
+        return self.paint(slices.image[i], lesion=slices.label[i] if "abnormal" in targets else None, anatomy=anatomy)
 
 
 def show(axes: Axes, rgb: Float[np.ndarray, "s s 3"], caption: str = "", *, frame: str | None = None) -> None:
     """Draws one image with a caption under it, framed if it is a query."""
     axes.imshow(rgb, interpolation="bilinear")
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(caption, fontsize=7, labelpad=3)
+    axes.set_xlabel(caption, fontsize=7.5, labelpad=3)
     for spine in axes.spines.values():
         spine.set(visible=frame is not None, color=frame, linewidth=2)
 
@@ -98,6 +119,7 @@ def retrieval_figure(
     """
     rows = _figure_rows(query, scores, mixed)
     relevances = label_overlap(query, reference, settings)
+    display = Display.of(query.image)
     titles = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1].title != row.title]
     width = (2 + HITS) * (CELL + GAP) + 3 * GAP
     height = len(rows) * (CELL + CAPTION) + len(titles) * TITLE + 0.7
@@ -109,7 +131,7 @@ def retrieval_figure(
         top -= CELL + CAPTION
         places = [(c * (CELL + GAP) + GAP * (1 if c < 2 else 3), top + CAPTION) for c in range(2 + HITS)]
         axes = [figure.add_axes((x / width, y / height, CELL / width, CELL / height)) for x, y in places]
-        _draw_row(axes, row, query, reference, relevances)
+        _draw_row(axes, row, query, reference, relevances, display)
     label_key(figure, settings, anatomy=query.anatomy is not None)
     return figure
 
@@ -138,11 +160,11 @@ def _typical(values: Float[np.ndarray, "n"], shown: Bool[np.ndarray, "n"]) -> li
 
 def _draw_row(
     axes: list[Axes], row: _Row, query: SliceSet, reference: SliceSet,
-    relevances: Callable[[Integer[np.ndarray, "q"]], Relevances],
+    relevances: Callable[[Integer[np.ndarray, "q"]], Relevances], display: Display,
 ) -> None:
     targets = [target for _, target in row.asked]
     for c, (i, target) in enumerate(row.asked, start=2 - len(row.asked)):
-        show(axes[c], overlaid(query, i, [target]), caption(query.rows[i]), frame=ACCENT)
+        show(axes[c], display.overlaid(query, i, [target]), caption(query.rows[i]), frame=ACCENT)
     if len(row.asked) == 1:
         axes[0].set_axis_off()
     codes = {target: getattr(query.bank, f"{target}_indices")[i][None] for i, target in row.asked}
@@ -153,21 +175,13 @@ def _draw_row(
         if hit < 0:
             place.set_axis_off()
             continue
-        overlaps = [f"{_SUBJECT[target]} {kinds['dice'][0, hit]:.2f}" for target, kinds in dice.items() if kinds]
-        show(place, overlaid(reference, hit, targets), f"{caption(reference.rows[hit])}\n{', '.join(overlaps)}")
-
-
-_SUBJECT = {"normal": "anatomy", "abnormal": "lesion"}
-
-
-def overlaid(slices: SliceSet, i: int, targets: Sequence[str]) -> Float[np.ndarray, "s s 3"]:
-    """An image under the labels that the given targets are about."""
-    anatomy = slices.anatomy[i] if "normal" in targets and slices.anatomy is not None else None
-    return paint(slices.image[i], lesion=slices.label[i] if "abnormal" in targets else None, anatomy=anatomy)
+        overlaps = [f"{kinds['dice'][0, hit]:.2f}" for kinds in dice.values() if kinds]
+        below = f", Dice {' | '.join(overlaps)}" if overlaps else ""
+        show(place, display.overlaid(reference, hit, targets), caption(reference.rows[hit]) + below)
 
 
 def caption(row: np.void) -> str:
-    return f"{row['patient_id']} / {row['slice_index']}"
+    return f"{row['patient_id']}\nslice {row['slice_index']}"
 
 
 # ---------------------------------------------------------------- Figure E.1
@@ -187,20 +201,21 @@ def decomposition_figure(
 ) -> Figure:
     """Figure E.1 of the paper: images, both reconstructions, labels and predicted labels, and the truth if known."""
     predicted = output.segmentation.argmax(-1).astype(np.uint8)
+    display = Display.of(query.image)
     lines = {
-        "input\nx": [paint(image) for image in query.image[chosen]],
-        "reconstruction\nx\u0302\u207a": [paint(image) for image in output.x_plus],
-        "lesion-free\nx\u0302\u207b": [paint(image) for image in output.x_minus],
+        "input\nx": [display.paint(image) for image in query.image[chosen]],
+        "reconstruction\nx\u0302\u207a": [display.paint(image) for image in output.x_plus],
+        "lesion-free\nx\u0302\u207b": [display.paint(image) for image in output.x_minus],
     }
     if healthy is not None:
-        lines["true\nlesion-free"] = [paint(image) for image in healthy]
-    lines["label"] = [paint(query.image[i], lesion=query.label[i]) for i in chosen]
-    lines["predicted\nlabel"] = [paint(query.image[i], lesion=label) for i, label in zip(chosen, predicted)]
-    height = 1.5 * len(lines) + 0.7
-    figure = Figure(figsize=(1.5 * len(chosen) + 1, height))
+        lines["true\nlesion-free"] = [display.paint(image) for image in healthy]
+    lines["label"] = [display.paint(query.image[i], lesion=query.label[i]) for i in chosen]
+    lines["predicted\nlabel"] = [display.paint(query.image[i], lesion=label) for i, label in zip(chosen, predicted)]
+    height = CELL * len(lines) + 0.8
+    figure = Figure(figsize=(CELL * len(chosen) + 1, height))
     axes = figure.subplots(
         len(lines), len(chosen), squeeze=False, gridspec_kw={
-            "left": 1 / figure.get_figwidth(), "right": 0.995, "top": 0.995, "bottom": 0.6 / height,
+            "left": 1 / figure.get_figwidth(), "right": 0.995, "top": 0.995, "bottom": 0.75 / height,
             "hspace": 0.04, "wspace": 0.04,
         },
     )
@@ -209,7 +224,7 @@ def decomposition_figure(
             show(place, image)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     for place, i in zip(axes[-1], chosen):
-        place.set_xlabel(caption(query.rows[i]), fontsize=7)
+        place.set_xlabel(caption(query.rows[i]), fontsize=7.5)
     label_key(figure, settings, anatomy=False)
     return figure
 
@@ -221,7 +236,7 @@ def selectivity_figure(retrieval: Table, measure: str = "dice@5") -> Figure:
     """Each method's score for either target with its interval, between the other oracle's floor and the ceiling."""
     targets = [target for target in ("normal", "abnormal") if target in retrieval["random"]]
     methods = [name for name in METHODS if name in retrieval and name not in ("oracle_both", "lesion_grid")]
-    figure = Figure(figsize=(5 * len(targets) + 1.5, 0.27 * len(methods) + 1.2), layout="constrained")
+    figure = Figure(figsize=(3.9 * len(targets) + 2.2, 0.27 * len(methods) + 1.2), layout="constrained")
     panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     heights = np.arange(len(methods))[::-1]
     for axes, target in zip(panels, targets):
@@ -248,7 +263,7 @@ _TARGET_TITLES = {"normal": "Like anatomy (mean over regions)\n", "abnormal": "L
 
 def codebook_figure(slices: SliceSet) -> Figure:
     """Share of cells that each code takes, most used first, over lesion and lesion-free slices."""
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    figure = Figure(figsize=(9.8, 2.8), layout="constrained")
     for axes, path in zip(figure.subplots(1, 2, sharey=True), ("normal", "abnormal")):
         size = len(getattr(slices.bank, f"{path}_codebook"))
         indices = getattr(slices.bank, f"{path}_indices")
@@ -276,7 +291,7 @@ def training_figure(lines: Sequence[dict[str, float]]) -> Figure | None:
     if not curves:
         return None
     columns = 4
-    figure = Figure(figsize=(11, 1.7 * -(-len(curves) // columns) + 0.3), layout="constrained")
+    figure = Figure(figsize=(9.8, 1.7 * -(-len(curves) // columns) + 0.3), layout="constrained")
     panels = figure.subplots(-(-len(curves) // columns), columns, squeeze=False).ravel()
     for axes, (title, parts) in zip(panels, curves.items()):
         for name in parts:

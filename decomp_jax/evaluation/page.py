@@ -34,7 +34,6 @@ figcaption { max-width: 44rem; margin-top: .5rem; }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td + td, th + th { white-space: nowrap; } td small { display: block; color: var(--soft); }
-tr.own td { background: var(--tint); } td.own { color: var(--accent); font-weight: 600; }
 td:first-child { min-width: 9rem; } summary { cursor: pointer; margin: .6rem 0; font-family: Arial, sans-serif; }
 code, pre { font-size: .8rem; } pre { overflow-x: auto; background: var(--tint); padding: 1rem; }
 @media (max-width: 40rem) { body { font-size: 16px; } main { padding-top: 1.5rem; } h1 { font-size: 1.6rem; } }
@@ -70,7 +69,9 @@ def number(value: float | Interval, digits: int = 2, unit: str = "") -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An HTML table; cells are HTML."""
     heading = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in (*row, *[''] * (len(head) - len(row))))}</tr>" for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>\n'
 
 
@@ -167,8 +168,8 @@ def _examples(figures: dict[str, Path]) -> str:
         figure(figures, "retrieval", "Queries (blue frame) and their five nearest slices of other patients, nearest first. "
                "Labels are drawn for the reader only, in the sense that was searched for; the search saw none. The "
                "queries are not the best ones: of each kind, the three stand at 80 %, 50 % and 20 % of the score, among "
-               "slices whose lesion is larger than the median. Names are patient / slice; the Dice below a slice is its "
-               "overlap with the query's labels. This is Figure 3 of Kobayashi et al. (2020), made from this model."),
+               "slices whose lesion is larger than the median. The Dice below a slice is its overlap with the query's labels "
+               "(in c: with the anatomy of the first image | with the lesion of the second). This is Figure 3 of Kobayashi et al. (2020), made from this model."),
     )
 
 
@@ -177,7 +178,9 @@ def _selectivity(metrics: Table, figures: dict[str, Path]) -> str:
     targets = [target for target in ("normal", "abnormal", "both") if target in retrieval.get("random", {})]
     if not targets:
         return ""
-    rows = [_selectivity_row(retrieval, method, targets) for method in METHODS if method in retrieval]
+    rows = [row for title, methods in _GROUPS.items() for row in (
+        [f"<b>{title}</b>"], *(_selectivity_row(retrieval, method, targets) for method in methods if method in retrieval)
+    )]
     return section(
         "Does each code find what it is for, and only that?",
         paragraph("Read down a column: who finds slices whose anatomy (or lesion) is like the query's? A code should do "
@@ -191,13 +194,20 @@ def _selectivity(metrics: Table, figures: dict[str, Path]) -> str:
     )
 
 
+_GROUPS = {
+    "The codes": ("normal", "abnormal", "both"),
+    "Without the network": ("random", "slice_level", "pixel_l2", "pca"),
+    "The network otherwise": ("z_e_normal", "z_e_abnormal", "segmentation"),
+    "By the true labels": ("lesion_grid", "oracle_normal", "oracle_abnormal", "oracle_whole", "oracle_both"),
+}
+
+
 def _selectivity_row(retrieval: Table, method: str, targets: list[str]) -> list[str]:
     cells = []
     for target in targets:
         value = number(retrieval[method][target]["dice@5"], 3)
         floor = FLOOR.get((method, target))
-        own = f'<span class="{"own" if method == target else ""}">{value}</span>'
-        cells.append(own + (f"<small>floor {retrieval[floor][target]['dice@5'].mean:.3f}</small>" if floor in retrieval else ""))
+        cells.append(value + (f"<small>floor {retrieval[floor][target]['dice@5'].mean:.3f}</small>" if floor in retrieval else ""))
     return [METHODS[method], *cells]
 
 

@@ -16,6 +16,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.evaluation import figures, scores, tables
 from decomp_jax.evaluation.counterfactual import counterfactual_table
 from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.evaluation.encode import require_same_preparation
 from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import METHODS, rankers
 from decomp_jax.evaluation.slices import SliceSet, decomposed
@@ -38,7 +39,11 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
     """
     decomposer = Decomposer.restore(workdir)
     datasets = {split: SliceDataset(data, split) for split in ("query", reference)}
-    _require_comparable(decomposer, datasets["query"], data)
+    settings = datasets["query"].settings
+    require_same_preparation(decomposer.settings, settings, str(data))
+    if settings.lesion_classes != decomposer.settings.lesion_classes:
+        raise UserError(f"{data}: its lesion classes are {', '.join(settings.lesion_classes)}, the network's "
+                        f"{', '.join(decomposer.settings.lesion_classes)}; train on data of the same classes")
     _require_disjoint(datasets, data)
     query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
     out = Path(out)
@@ -119,15 +124,6 @@ def _training_log(path: Path) -> list[dict[str, float]]:
 def _counts(slices: SliceSet) -> dict[str, int]:
     patients = len(np.unique(slices.rows["patient_id"]))
     return {"patients": patients, "slices": len(slices), "with a lesion": int(slices.lesion.sum())}
-
-
-def _require_comparable(decomposer: Decomposer, dataset: SliceDataset, data: str | Path) -> None:
-    ours, theirs = decomposer.settings, dataset.settings
-    if ours.preprocessing != theirs.preprocessing or ours.lesion_classes != theirs.lesion_classes:
-        raise UserError(
-            f"{data}: prepared otherwise than the model's training data ({theirs.preprocessing}, "
-            f"{theirs.lesion_classes}; the model's: {ours.preprocessing}, {ours.lesion_classes}); prepare it again to match"
-        )
 
 
 def _require_disjoint(datasets: dict[str, SliceDataset], data: str | Path) -> None:

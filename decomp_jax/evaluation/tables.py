@@ -1,6 +1,7 @@
 """The numbers of a report: scores averaged over patients, with bootstrap intervals, as nested dictionaries."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
@@ -172,11 +173,11 @@ def _mixed_scores(
     of_a, of_b = relevances(a), relevances(b)
     excluded = same_patient(query, reference, a) | same_patient(query, reference, b)
     normal, abnormal = query.bank.normal_indices[a], query.bank.abnormal_indices[b]
-    search = reference.bank.search
+    search = functools.partial(reference.bank.search, k=k, exclude=query.rows["patient_id"][pairs])
     rows = {
-        "mixed": search(normal=normal, abnormal=abnormal, k=k).rows,
-        "normal code of A": search(normal=normal, k=k).rows,
-        "abnormal code of B": search(abnormal=abnormal, k=k).rows,
+        "mixed": search(normal=normal, abnormal=abnormal).rows,
+        "normal code of A": search(normal=normal).rows,
+        "abnormal code of B": search(abnormal=abnormal).rows,
         "oracle": relevance.nearest(
             -of_a["normal"]["dice"] - of_b["abnormal"]["dice"], excluded=excluded, k=k
         ),
@@ -217,7 +218,10 @@ def segmentation_table(query: SliceSet, classes: tuple[str, ...]) -> Table:
 
 
 def abnormality_table(query: SliceSet) -> Table:
-    """How well the abnormality score, and the predicted lesion area, tell lesion slices from the others."""
+    """How well the abnormality score, and the predicted lesion area, tell lesion slices from the others; empty
+    without one or the other."""
+    if query.lesion.all() or not query.lesion.any():
+        return {}
     bootstrap = Bootstrap.of(query.rows["patient_id"])
     scores = {"auroc": query.abnormality, "auroc of predicted area": (query.segmentation > 0).sum((1, 2))}
     return {name: bootstrap.auroc(values.astype(float), query.lesion) for name, values in scores.items()}
