@@ -1,32 +1,15 @@
 """The objective: where the terms are reduced to means over the batch, weighted and summed."""
 
 from collections.abc import Callable
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from decomp_jax.config import LossWeights
 from decomp_jax.losses import image as on_image
 from decomp_jax.losses import latent, segmentation
-
-
-@flax.struct.dataclass
-class Targets:
-    """What the network's outputs are held to.
-
-    Attributes:
-        image: the input; x_plus is held to it.
-        label: its lesions, 0 background.
-        background: image that x_minus is held to: the input, before a lesion was pasted in.
-        background_label: the lesions of `background`.
-    """
-
-    image: Float[Array, "b s s c"]
-    label: Int[Array, "b s s"]
-    background: Float[Array, "b s s c"]
-    background_label: Int[Array, "b s s"]
+from decomp_jax.types import Outputs, Targets
 
 
 def lesion_fraction(label: Int[Array, "b s s"], grid: int) -> Float[Array, "b {grid} {grid}"]:
@@ -36,9 +19,9 @@ def lesion_fraction(label: Int[Array, "b s s"], grid: int) -> Float[Array, "b {g
 
 
 def objective(
-    outputs: Any,
+    outputs: Outputs,
     targets: Targets,
-    weights: Any,
+    weights: LossWeights,
     *,
     quantised: Float[Array, ""] | float,
     margin: float,
@@ -50,8 +33,6 @@ def objective(
     Terms whose weight is 0 are neither computed nor returned.
 
     Args:
-        outputs: `models.network.Outputs`.
-        weights: `config.LossWeights`.
         quantised: 0 in the warm-up, when terms that need codes are held at 0; else 1.
         margin: pi of equation 3; the margin of "nothing" is twice that.
         cell_pixels: lesion pixels from which on a cell's lesion code is trained.

@@ -16,9 +16,9 @@ def activation(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return nn.leaky_relu(x, 0.2)
 
 
-def average_pool(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h/{factor} w/{factor} c"]:
+def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
     b, h, w, c = x.shape
-    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:

@@ -1,47 +1,16 @@
 """The decomposition network (Figure 2): encoder, two codebooks, segmentation decoder, image decoder."""
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from decomp_jax.config import ModelConfig
 from decomp_jax.models import vq
 from decomp_jax.models.decoders import ImageDecoder, SegmentationDecoder
 from decomp_jax.models.encoder import Encoder
 from decomp_jax.models.spade import masked_logits
-
-
-@flax.struct.dataclass
-class Latents:
-    """Encoder outputs z_e of both paths."""
-
-    normal: Float[Array, "b h w d"]
-    abnormal: Float[Array, "b h w d"]
-
-
-@flax.struct.dataclass
-class Codes:
-    """Quantised latents of both paths: codebook rows, their indices, and the straight-through values."""
-
-    normal_indices: Int[Array, "b h w"]
-    abnormal_indices: Int[Array, "b h w"]
-    z_q_normal: Float[Array, "b h w d"]
-    z_q_abnormal: Float[Array, "b h w d"]
-    z_st_normal: Float[Array, "b h w d"]
-    z_st_abnormal: Float[Array, "b h w d"]
-
-
-@flax.struct.dataclass
-class Outputs:
-    """All that the objective looks at."""
-
-    latents: Latents
-    codes: Codes
-    seg_logits: Float[Array, "b s s k"]
-    x_plus: Float[Array, "b s s c"]
-    x_minus: Float[Array, "b s s c"]
+from decomp_jax.types import Codes, Latents, Outputs
 
 
 class DecompositionNet(nn.Module):

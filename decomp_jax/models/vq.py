@@ -1,9 +1,10 @@
 """Vector quantisation: nearest codes, the straight-through value, and the care of codebooks, as plain functions."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from decomp_jax.types import CodebookStats
 
 
 def init_codebook(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "k d"]:
@@ -45,18 +46,6 @@ def usage(indices: Int[Array, "*n"], size: int) -> tuple[Float[Array, ""], Float
     counts = jnp.zeros(size).at[indices.reshape(-1)].add(1.0)
     p = counts / counts.sum()
     return (counts > 0).mean(), jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
-
-
-@flax.struct.dataclass
-class CodebookStats:
-    """Moving averages behind a codebook: how many vectors each code takes in a batch, and their sum."""
-
-    count: Float[Array, "k"]
-    total: Float[Array, "k d"]
-
-    @classmethod
-    def zeros(cls, size: int, dim: int) -> "CodebookStats":
-        return cls(jnp.zeros(size), jnp.zeros((size, dim)))
 
 
 def update_by_average(

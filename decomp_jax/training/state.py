@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from decomp_jax.config import Config, TrainConfig
 from decomp_jax.mesh import replicated
 from decomp_jax.models.network import DecompositionNet
-from decomp_jax.models.vq import CodebookStats
+from decomp_jax.types import CodebookStats
 
 
 @flax.struct.dataclass

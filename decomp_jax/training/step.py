@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from decomp_jax.config import Config
 from decomp_jax.data.augment import augment
-from decomp_jax.losses.objective import Targets, lesion_fraction, objective
+from decomp_jax.losses.objective import lesion_fraction, objective
 from decomp_jax.mesh import replicated, sharded
 from decomp_jax.models import vq
-from decomp_jax.models.network import DecompositionNet, Outputs
+from decomp_jax.models.network import DecompositionNet
 from decomp_jax.training.state import State
+from decomp_jax.types import CodebookStats, Outputs, Targets
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -71,12 +72,12 @@ def train_step(
 def update_codebooks(
     key: PRNGKeyArray,
     params: dict,
-    stats: dict[str, vq.CodebookStats],
+    stats: dict[str, CodebookStats],
     outputs: Outputs,
     targets: Targets,
     step: Array,
     config: Config,
-) -> tuple[dict, dict[str, vq.CodebookStats]]:
+) -> tuple[dict, dict[str, CodebookStats]]:
     """Moves both codebooks to the average of their vectors and revives dead codes; nothing changes in the warm-up.
 
     The abnormal codebook learns from lesion cells alone: elsewhere cells are drawn to nothing, or pushed away.

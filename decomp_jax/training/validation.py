@@ -10,10 +10,11 @@ import numpy as np
 from decomp_jax.config import Config
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset, read_manifest
-from decomp_jax.losses.objective import Targets, objective
+from decomp_jax.losses.objective import objective
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.retrieval import CodeBank, relevance
 from decomp_jax.training.state import State
+from decomp_jax.types import Targets
 
 PANELS = 4
 HITS = 5

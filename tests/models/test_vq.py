@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.cluster.vq import vq as scipy_vq
+
+from decomp_jax.models import vq
+from decomp_jax.types import CodebookStats
+
+RNG = np.random.default_rng(0)
+CODEBOOK = jnp.asarray(RNG.normal(size=(16, 5)), jnp.float32)
+Z_E = jnp.asarray(RNG.normal(size=(2, 3, 3, 5)), jnp.float32)
+
+
+def test_nearest_code_equals_scipy():
+    expected, _ = scipy_vq(np.asarray(Z_E).reshape(-1, 5), np.asarray(CODEBOOK))
+    np.testing.assert_array_equal(vq.nearest_code(Z_E, CODEBOOK).reshape(-1), expected)
+
+
+def test_straight_through_is_the_code_forward_and_the_identity_backward():
+    z_q = vq.lookup(vq.nearest_code(Z_E, CODEBOOK), CODEBOOK)
+    np.testing.assert_allclose(vq.straight_through(Z_E, z_q), z_q, atol=1e-6)
+    on_encoder, on_codes = jax.grad(lambda a, b: (3 * vq.straight_through(a, b)).sum(), argnums=(0, 1))(Z_E, z_q)
+    assert (on_encoder == 3).all() and (on_codes == 0).all()
+
+
+def test_nothing_code_follows_the_norm():
+    norms = jnp.sum(Z_E**2, -1)
+    threshold = float(jnp.median(norms))
+    indices = vq.nearest_lesion_code(Z_E, CODEBOOK.at[0].set(0), threshold)
+    np.testing.assert_array_equal(indices == 0, norms <= threshold)
+    expected, _ = scipy_vq(np.asarray(Z_E).reshape(-1, 5), np.asarray(CODEBOOK[1:]))
+    np.testing.assert_array_equal(indices[indices > 0], 1 + expected[(indices > 0).reshape(-1)])
+
+
+def test_usage_of_uniform_and_single_codes():
+    used, perplexity = vq.usage(jnp.arange(8), 16)
+    np.testing.assert_allclose((used, perplexity), (0.5, 8.0), rtol=1e-5)
+    np.testing.assert_allclose(vq.usage(jnp.zeros(9, jnp.int32), 16), (1 / 16, 1.0), rtol=1e-5)
+
+
+def test_average_moves_codes_to_the_mean_of_their_vectors():
+    flat = Z_E.reshape(-1, 5)
+    indices = jnp.zeros(len(flat), jnp.int32).at[3:].set(1)
+    stats = CodebookStats.zeros(16, 5)
+    for _ in range(3):
+        stats = vq.update_by_average(stats, flat, indices, jnp.ones(len(flat)), decay=0.9)
+    moved = vq.codebook_of(stats, CODEBOOK)
+    np.testing.assert_allclose(moved[0], flat[:3].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moved[1], flat[3:].mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(moved[2:], CODEBOOK[2:])
+
+
+def test_weight_0_leaves_vectors_out():
+    flat = Z_E.reshape(-1, 5)
+    weight = jnp.zeros(len(flat)).at[4].set(1.0)
+    stats = vq.update_by_average(
+        CodebookStats.zeros(16, 5), flat, jnp.zeros(len(flat), jnp.int32), weight, decay=0.5
+    )
+    np.testing.assert_allclose(vq.codebook_of(stats, CODEBOOK)[0], flat[4], rtol=1e-5)
+
+
+def test_revive_restarts_dead_codes_at_weighted_vectors():
+    flat = Z_E.reshape(-1, 5)
+    stats = CodebookStats(count=jnp.ones(16).at[5].set(0.0), total=CODEBOOK)
+    weight = jnp.zeros(len(flat)).at[7].set(1.0)
+    revived = vq.revive(jax.random.key(0), stats, flat, weight, below=0.1)
+    np.testing.assert_allclose(revived.total[5], flat[7])
+    np.testing.assert_array_equal(jnp.delete(revived.total, 5, 0), jnp.delete(CODEBOOK, 5, 0))
+    unchanged = vq.revive(jax.random.key(0), stats, flat, jnp.zeros(len(flat)), below=0.1)
+    np.testing.assert_array_equal(unchanged.total, stats.total)
