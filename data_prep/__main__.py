@@ -110,7 +110,7 @@ def positive(text: str) -> int:
 def modalities(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if unknown := [name for name in names if name not in MODALITIES or names.count(name) > 1]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown or there twice; use some of {','.join(MODALITIES)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown or there twice; use of {','.join(MODALITIES)}")
     return names
 
 
@@ -127,7 +127,7 @@ def label_map(text: str) -> dict[int, int]:
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set to make; must not exist yet")
-    common.add_argument("--seed", type=int, default=0, help="seed of the splits, and of phantoms (default: %(default)s)")
+    common.add_argument("--seed", type=int, default=0, help="of the splits, and of phantoms (default: %(default)s)")
     common.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N",
                         help="processes; the bytes written do not depend on it (default: all cores, %(default)s here)")
     real = argparse.ArgumentParser(add_help=False)
@@ -146,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--size", type=int, default=64, choices=(64, 128, 256),
                          help="side of the images in pixels (default: %(default)s)")
 
-    command = commands.add_parser("brats", parents=[common, real], help="BraTS releases of 2017 and later, as they come")
+    command = commands.add_parser("brats", parents=[common, real], help="BraTS releases since 2017, as they come")
     command.set_defaults(make=make_brats)
     command.add_argument("--src", type=Path, required=True, metavar="DIR", help="folder of patients; releases may mix")
     command.add_argument("--modalities", type=modalities, default=MODALITIES[:1], metavar="NAME,...",

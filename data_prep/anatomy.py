@@ -66,7 +66,9 @@ class AnatomySource:
         return files[0]
 
 
-def six_regions(path: Path, labels: nib.Nifti1Image, scheme: str, like: nib.Nifti1Image, brain: np.ndarray) -> np.ndarray:
+def six_regions(
+    path: Path, labels: nib.Nifti1Image, scheme: str, like: nib.Nifti1Image, brain: np.ndarray
+) -> np.ndarray:
     """The six regions, uint8 [x,y,z] with values 0..6, of the label map `labels` on the grid of `like`.
 
     Brain voxels that the map leaves uncovered take the nearest of the six regions; brain of none of the six and

@@ -17,7 +17,9 @@ from scipy import ndimage
 
 from data_prep.nifti import FIELD_MM, field_mean, field_nearest, load_volume, scale_intensity
 from data_prep.slices import PatientSlices, map_in_order
-from data_prep.splits import FOLD_SHARES, only_value, read_table, split_by_file, split_by_hash, split_labelled, split_names
+from data_prep.splits import (
+    FOLD_SHARES, only_value, read_table, split_by_file, split_by_hash, split_labelled, split_names
+)
 from decomp_jax.data.schema import SLICE_COLUMNS, Settings
 from decomp_jax.errors import UserError
 
@@ -25,6 +27,7 @@ FOREGROUND = "above 10 % of the 99th percentile, holes filled"
 FOREGROUND_LEVEL = 0.1
 JPEG = (".jpg", ".jpeg")
 BITMAPS = (".png", *JPEG)
+COLOURS = ("P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes other than plain numbers
 MAX_CLASSES = 32  # a mask with more values is a grey image
 
 
@@ -59,7 +62,7 @@ def load_mask(path: Path) -> np.ndarray:
 
 
 def _is_colour(path: Path) -> bool:
-    return path.suffix.lower() in BITMAPS and _load_bitmap(path).mode in ("P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+    return path.suffix.lower() in BITMAPS and _load_bitmap(path).mode in COLOURS
 
 
 def _load_bitmap(path: Path) -> Image.Image:
@@ -235,7 +238,7 @@ def find_classes(
     """
     masks = [picture.mask for of_patient in pictures.values() for picture in of_patient if picture.mask]
     first: dict[int, Path] = {}
-    with contextlib.closing(map_in_order(_mask_values, masks, workers=workers, unit="mask")) as results:
+    with contextlib.closing(map_in_order(mask_values, masks, workers=workers, unit="mask")) as results:
         for mask, future in results:
             try:
                 for value in future.result():
@@ -254,8 +257,9 @@ def find_classes(
     return {value: f"class {value}" for value in values}
 
 
-def _mask_values(path: Path) -> list[int]:
+def mask_values(path: Path) -> list[int]:
+    """The values other than 0 of a mask, sorted. Raises UserError if it is none."""
     values = np.unique(load_mask(path))
     if len(values) > MAX_CLASSES + 1:
-        raise UserError(f"{path}: has {len(values)} values, as a grey image; give a mask of class numbers, or 0 and 255")
+        raise UserError(f"{path}: has {len(values)} values, as a grey image; give class numbers, or 0 and 255")
     return values[values != 0].tolist()

@@ -281,7 +281,7 @@ def prepare_patient(
     paths = patient.paths(settings.modalities)
     segmentation = patient.files.get("seg")
     if segmentation is None and not unlabelled:
-        raise UserError(f"{patient.folder}: {patient_id} has no seg file; add it, or take the patient with --unlabelled")
+        raise UserError(f"{patient.folder}: {patient_id} has no seg file; add it (so named), or use --unlabelled")
     scan = load_scan(paths, settings)
     labels = np.zeros(scan.brain.shape, np.uint8)
     if segmentation is not None:

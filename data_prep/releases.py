@@ -33,9 +33,11 @@ def _release(separator: str, kinds: Mapping[str, str], label_map: Mapping[int, i
     return Release(pattern, kinds, label_map, visit)
 
 
-RELEASES = (
-    _release("_", {"t1ce": "t1ce", "t1": "t1", "t2": "t2", "flair": "flair"}, {0: 0, 1: 1, 2: 2, 4: 3}, visit=r"(?!)"),
-    _release("-", {"t1c": "t1ce", "t1n": "t1", "t2w": "t2", "t2f": "flair"}, {0: 0, 1: 1, 2: 2, 3: 3}, visit=r"-\d{3}$"),
+UNTIL_2021 = _release(
+    "_", {"t1ce": "t1ce", "t1": "t1", "t2": "t2", "flair": "flair"}, {0: 0, 1: 1, 2: 2, 4: 3}, visit="(?!)"
+)
+SINCE_2023 = _release(
+    "-", {"t1c": "t1ce", "t1n": "t1", "t2w": "t2", "t2f": "flair"}, {0: 0, 1: 1, 2: 2, 3: 3}, visit=r"-\d{3}$"
 )
 
 
@@ -73,7 +75,7 @@ class Patient:
 
 def match_name(path: Path) -> tuple[Release, str, str] | None:
     """Release, patient and kind that a file's name tells."""
-    for release in RELEASES:
+    for release in (UNTIL_2021, SINCE_2023):
         if match := release.pattern.fullmatch(path.name):
             return release, match[1], release.kinds[match[2]]
     return None
@@ -98,7 +100,7 @@ def find_patients(src: Path) -> dict[str, Patient]:
             raise UserError(f"{path}: {patient_id} is there twice (see {known}); remove one")
         patient.files[kind] = path
     if not patients:
-        raise UserError(f"--src {src}: holds no files such as ID/ID_t1ce.nii.gz or ID/ID-t1c.nii.gz; name another folder")
+        raise UserError(f"--src {src}: holds no files like ID/ID_t1ce.nii.gz or ID/ID-t1c.nii.gz; name another folder")
     return patients
 
 

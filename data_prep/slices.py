@@ -1,4 +1,4 @@
-"""Writes prepared slices as TFRecord shards: a pool of workers prepares patients, one TFDS builder writes them in order."""
+"""Writes prepared slices as TFRecord shards: workers prepare patients, one TFDS builder writes them in order."""
 
 import collections
 import contextlib
@@ -96,7 +96,10 @@ class Slices(tfds.core.GeneratorBasedBuilder):
             return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
 
         settings, size, channels = self._settings, self._settings.size, len(self._settings.modalities)
-        features = {"image": tensor(size, size, channels, dtype=np.float16), "label": tensor(size, size, dtype=np.uint8)}
+        features = {
+            "image": tensor(size, size, channels, dtype=np.float16),
+            "label": tensor(size, size, dtype=np.uint8),
+        }
         if settings.anatomy_classes:
             features["anatomy"] = tensor(size, size, dtype=np.uint8)
         if settings.healthy:
@@ -105,10 +108,10 @@ class Slices(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator[tuple[int, dict]]]:
-        return self._examples
+        return {split: self._generate_examples(split) for split in self._examples}
 
-    def _generate_examples(self) -> None:
-        raise NotImplementedError("the iterators are given to the constructor")
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        return self._examples[split]
 
 
 def write_dataset(

@@ -1,4 +1,4 @@
-"""`python -m data_prep phantom` with patients that take a minute, or that end their worker."""
+"""`python -m data_prep phantom` with patients that take ten minutes, or that end their worker."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def dies_or_lingers(patient_id: str, *, seed: int, size: int) -> PatientSlices:
     if patient_id.endswith("0003"):
         if os.environ.get("DIE"):
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(600)
     return patient(patient_id, seed=seed, size=size)
 
 

@@ -8,7 +8,7 @@ from conftest import manifest, prepare, records, table
 from PIL import Image
 from skimage.measure import block_reduce
 
-from data_prep.images import FOREGROUND, load_mask, load_picture, prepare_picture
+from data_prep.images import FOREGROUND, load_mask, load_picture, mask_values, prepare_picture
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 
@@ -156,22 +156,27 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-300])
 
 
-@pytest.mark.parametrize("name, spoil, reason", [
-    ("m3.png", lambda path: save(path, mask()[:32]), r"m3.png: has shape \(32, 64\)"),
-    ("m3.png", lambda path: save(path, picture()), "m3.png: has .* values, as a grey image"),
-    ("m3.png", lambda path: save(path, mask(1)), ".png: has the value 255, other masks 1"),
-    ("m3.png", lambda path: save(path, np.stack([mask(), mask(1), mask(2)], -1)), "m3.png: has shape"),
-    ("m3.png", truncate, "m3.png: can't be read"),
-    ("3.png", truncate, "3.png: can't be read"),
-    ("3.png", lambda path: save(path, np.zeros((64, 64), np.uint8)), "3.png: has the same value"),
-    ("3.png", lambda path: save(path, picture(2)), "3.png: has the same images as 2.png"),
+@pytest.mark.parametrize("name, values, reason", [
+    ("m3.png", mask()[:32], r"m3.png: has shape \(32, 64\)"),
+    ("m3.png", mask(1), ".png: has the value 255, other masks 1"),
+    ("3.png", picture(2), "3.png: has the same images as 2.png"),
 ])
-def test_broken_pictures_are_refused(tmp_path, name, spoil, reason):
+def test_pictures_that_do_not_fit_are_refused(tmp_path, name, values, reason):
     source = save_set(tmp_path / "set")
-    spoil(source.parent / name)
+    save(source.parent / name, values)
     with pytest.raises(UserError, match=f"{reason}.*; "):
         prepare("images", "--table", source, "--out", tmp_path / "out", "--size", 32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_broken_pictures_are_refused(tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    path.write_bytes(path.read_bytes()[:-300])
+    for load in (load_picture, load_mask):
+        with pytest.raises(UserError, match="a.png: can't be read as an image"):
+            load(path)
+    with pytest.raises(UserError, match="a.png: has the same value everywhere"):
+        prepare_picture(save(path, np.zeros((64, 64), np.uint8)), SETTINGS)
 
 
 @pytest.mark.parametrize("name, values, reason", [
@@ -192,11 +197,15 @@ def test_files_that_are_no_pictures_are_refused(tmp_path, name, values, reason):
         load_picture(path)
 
 
-def test_masks_are_whole_numbers(tmp_path):
+def test_masks_are_few_whole_numbers(tmp_path):
     for values in (np.full((4, 4), 0.5), np.full((4, 4), -1)):
         np.save(tmp_path / "mask.npy", values)
         with pytest.raises(UserError, match="mask.npy: has mask values"):
             load_mask(tmp_path / "mask.npy")
+    with pytest.raises(UserError, match="a.png: has .* values, as a grey image"):
+        mask_values(save(tmp_path / "a.png", picture()))
+    with pytest.raises(UserError, match="a.png: has shape"):
+        mask_values(save(tmp_path / "a.png", np.stack([mask(), mask(1), mask(2)], -1)))
 
 
 def test_pictures_do_not_suit_a_model_of_scans(tmp_path):

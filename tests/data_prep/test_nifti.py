@@ -46,7 +46,8 @@ def test_a_volume_of_240_is_padded_and_nothing_is_resampled(tmp_path):
     expected = np.where(data != 0, (z_scores + 3) / 8, 0)
     expected = np.pad(axial_by_hand(expected), ((0, 0), (8, 8), (8, 8)))
     np.testing.assert_allclose(patient.image[..., 0], expected, atol=5e-4)  # float16
-    expected_label = np.pad(axial_by_hand(np.array([0, 1, 2, 0, 3])[labels(shape=data.shape)]), ((0, 0), (8, 8), (8, 8)))
+    classes = np.array([0, 1, 2, 0, 3])[labels(shape=data.shape)]
+    expected_label = np.pad(axial_by_hand(classes), ((0, 0), (8, 8), (8, 8)))
     np.testing.assert_array_equal(patient.label, expected_label)
     np.testing.assert_array_equal(patient.slice_index, [1, 2, 3])
     np.testing.assert_array_equal(patient.position_mm, [1, 2, 3])
@@ -209,21 +210,14 @@ BROKEN_SEGMENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN_IMAGES)
-def test_broken_images_are_refused_by_name(tmp_path, kind):
-    path = save_patient(tmp_path, "P") / "P_t1ce.nii.gz"
-    spoil, reason = BROKEN_IMAGES[kind]
+@pytest.mark.parametrize(
+    "file, kind", [("t1ce", kind) for kind in BROKEN_IMAGES] + [("seg", kind) for kind in BROKEN_SEGMENTATIONS]
+)
+def test_broken_files_are_refused_by_name(tmp_path, file, kind):
+    path = save_patient(tmp_path, "P") / f"P_{file}.nii.gz"
+    spoil, reason = (BROKEN_IMAGES if file == "t1ce" else BROKEN_SEGMENTATIONS)[kind]
     spoil(path)
-    with pytest.raises(UserError, match=f"{path.name}.*({reason}).*; "):
-        prepare(tmp_path)
-
-
-@pytest.mark.parametrize("kind", BROKEN_SEGMENTATIONS)
-def test_broken_segmentations_are_refused_by_name(tmp_path, kind):
-    path = save_patient(tmp_path, "P") / "P_seg.nii.gz"
-    spoil, reason = BROKEN_SEGMENTATIONS[kind]
-    spoil(path)
-    with pytest.raises(UserError, match=f"{path.name}.*({reason}).*; "):
+    with pytest.raises(UserError, match=f"{path.name}: .*{reason}.*; "):
         prepare(tmp_path)
 
 
