@@ -75,6 +75,13 @@ class Display(NamedTuple):
         return self.paint(slices.image[i], lesion=slices.label[i] if "abnormal" in targets else None, anatomy=anatomy)
 
 
+class Tile(NamedTuple):
+    """An image of a contact sheet and what is written below it."""
+
+    rgb: Float[np.ndarray, "t t 3"]
+    name: str
+
+
 def show(axes: Axes, rgb: Float[np.ndarray, "s s 3"], caption: str = "", *, frame: str | None = None) -> None:
     """Draws one image with a caption under it, framed if it is a query."""
     axes.imshow(rgb, interpolation="bilinear")
@@ -305,4 +312,28 @@ def training_figure(lines: Sequence[dict[str, float]]) -> Figure | None:
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
     if len(handles) > 1:
         panels[0].legend(handles.values(), handles)
+    return figure
+
+
+# ---------------------------------------------------------------- contact sheet
+
+
+def contact_sheet(
+    queries: Sequence[Tile], hits: Sequence[Tile], *, heading: str, note: str, settings: Settings, columns: int = 5
+) -> Figure:
+    """Query images in a column, framed, beside their hits in lines."""
+    lines = max(-(-len(hits) // columns), len(queries))
+    width = (1 + columns) * (CELL + GAP) + 3 * GAP
+    height = lines * (CELL + CAPTION) + 1.15
+    figure = Figure(figsize=(width, height))
+    figure.text(GAP / width, 1 - 0.25 / height, heading, fontsize=11, fontweight="bold")
+    figure.text(GAP / width, 1 - 0.43 / height, note, fontsize=7.5, color=SOFT)
+    places = [(0, i, tile, ACCENT) for i, tile in enumerate(queries)]
+    places += [(1 + i % columns, i // columns, tile, None) for i, tile in enumerate(hits)]
+    for column, line, (rgb, name), frame in places:
+        x = column * (CELL + GAP) + GAP * (1 if column == 0 else 3)
+        y = height - 0.55 - CELL - line * (CELL + CAPTION)
+        axes = figure.add_axes((x / width, y / height, CELL / width, CELL / height))
+        show(axes, rgb, name, frame=frame)
+    label_key(figure, settings, anatomy=False)
     return figure

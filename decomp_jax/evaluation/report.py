@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,13 +47,20 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
                         f"{', '.join(decomposer.settings.lesion_classes)}; train on data of the same classes")
     _require_disjoint(datasets, data)
     query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
-    out = Path(out)
     with mpl.rc_context(figures.STYLE):
         metrics, drawn = measure(decomposer, datasets["query"], query, references)
+        metrics["protocol"]["reference split"] = reference
         drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))
-        files = _save(drawn, out / "figures")
-    metrics["protocol"]["reference split"] = reference
-    write_page(out / "index.html", metrics, files, decomposer.config.to_dict())
+        if jax.process_index() == 0:
+            _write(Path(out), metrics, drawn, decomposer.config.to_dict())
+
+
+def _write(out: Path, metrics: Table, drawn: dict[str, Figure | None], config: dict[str, Any]) -> None:
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    files = {name: out / "figures" / f"{name}.png" for name, figure in drawn.items() if figure is not None}
+    for name, file in files.items():
+        drawn[name].savefig(file)
+    write_page(out / "index.html", metrics, files, config)
     (out / "metrics.json").write_text(json.dumps(_plain(metrics), indent=1, allow_nan=False) + "\n")
     with open(out / "metrics.csv", "w", newline="") as file:
         table = csv.writer(file)
@@ -98,14 +106,6 @@ def measure(
     if metrics["retrieval"]:
         drawn["selectivity"] = figures.selectivity_figure(metrics["retrieval"])
     return metrics, drawn
-
-
-def _save(drawn: dict[str, Figure | None], folder: Path) -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}.png" for name, figure in drawn.items() if figure is not None}
-    for name, file in files.items():
-        drawn[name].savefig(file)
-    return files
 
 
 def _decomposition_figure(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet) -> Figure:

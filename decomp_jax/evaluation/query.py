@@ -1,0 +1,119 @@
+"""`evaluate.py query`: a new scan that no one has segmented, looked up in a bank."""
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import Literal
+
+import jax
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+
+from data_prep.images import prepare_picture
+from data_prep.nifti import prepare_scan
+from decomp_jax.data.records import SliceDataset, read_manifest
+from decomp_jax.errors import UserError
+from decomp_jax.evaluation import figures
+from decomp_jax.evaluation.decomposer import Decomposer, Decomposition
+from decomp_jax.evaluation.search import write_hits
+from decomp_jax.retrieval import CodeBank, Hits
+
+NAME_WIDTH = 24  # characters below a tile
+FOUND_BY = {
+    "normal": "normal code: similar anatomy", "abnormal": "abnormal code: similar lesion",
+    "both": "both codes: similar anatomy and lesion",
+}
+
+
+def run_query(
+    workdir: str | Path, bank: str | Path, image: str | Path, *, slice_index: int | None, lesion_from: str | Path | None,
+    lesion_slice: int | None, by: Literal["normal", "abnormal", "both"], k: int, out: str | Path,
+) -> None:
+    """Writes OUT/hits.csv and OUT/sheet.png, the query beside its hits.
+
+    Args:
+        workdir: a training run; the image is prepared as its training images were.
+        bank: a bank encoded by that run's network.
+        image: a NIfTI volume, with `slice_index`, or a picture.
+        lesion_from: another image, whose lesion is looked for in place of the first one's; needs by="both".
+        k: number of hits.
+
+    Raises:
+        UserError: an image can't be used, or the bank is another network's.
+    """
+    if lesion_from is not None and by != "both":
+        raise UserError(f"--lesion_from: searches for the anatomy of one image with the lesion of another; use --by=both, "
+                        f"not --by={by}")
+    decomposer, searched = Decomposer.restore(workdir), CodeBank.load(bank)
+    if searched.meta.get("model_digest") != decomposer.model_digest:
+        raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
+    sources = [(image, slice_index)] + ([] if lesion_from is None else [(lesion_from, lesion_slice)])
+    images = np.stack([_prepare(path, index, decomposer) for path, index in sources])
+    output = decomposer.decompose(images)
+    hits = searched.search(
+        normal=None if by == "abnormal" else output.normal_indices[:1],
+        abnormal=None if by == "normal" else output.abnormal_indices[-1:], k=k,
+    )
+    out = Path(out)
+    names = [_name(path, index) for path, index in sources]
+    with mpl.rc_context(figures.STYLE):
+        sheet = _sheet(decomposer, searched, hits, images, output, names, by)
+        if jax.process_index() == 0:
+            write_hits(out / "hits.csv", hits, searched.rows)
+            sheet.savefig(out / "sheet.png")
+
+
+def _prepare(path: str | Path, slice_index: int | None, decomposer: Decomposer) -> Float[np.ndarray, "s s c"]:
+    if slice_index is None:
+        return prepare_picture(Path(path), decomposer.settings)
+    return prepare_scan(Path(path), decomposer.settings, slice_index)
+
+
+def _name(path: str | Path, slice_index: int | None) -> str:
+    """Name of an image below its tile, in lines that fit."""
+    stem = Path(path).name.removesuffix(".gz").rpartition(".")[0]
+    lines = textwrap.wrap(stem, NAME_WIDTH)[:1] + ([] if slice_index is None else [f"slice {slice_index}"])
+    return "\n".join(lines)
+
+
+def _sheet(
+    decomposer: Decomposer, bank: CodeBank, hits: Hits, images: Float[np.ndarray, "n s s c"], output: Decomposition,
+    names: list[str], by: str,
+) -> Figure:
+    """The contact sheet: the query with the lesion that the network sees, then its hits by rank."""
+    found = hits.rows[0][hits.rows[0] >= 0]
+    pixels, labels, note = _pixels_of(decomposer, bank, found)
+    display = figures.Display.of(np.concatenate([images, pixels]))
+    predicted = output.segmentation.argmax(-1).astype(np.uint8)
+    asked = [
+        figures.Tile(display.paint(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
+    ]
+    answer = [
+        figures.Tile(display.paint(image, lesion=label), f"{rank}.  {figures.caption(bank.rows[row])}")
+        for rank, (image, label, row) in enumerate(zip(pixels, labels, found), start=1)
+    ]
+    return figures.contact_sheet(
+        asked, answer, heading=f"Nearest by {FOUND_BY[by]}", settings=decomposer.settings,
+        note=f"Blue frame: the query with the lesion that the network sees. {note} Not for diagnosis.",
+    )
+
+
+def _pixels_of(
+    decomposer: Decomposer, bank: CodeBank, rows: np.ndarray
+) -> tuple[Float[np.ndarray, "n s s c"], list[UInt8[np.ndarray, "s s"] | None], str]:
+    """Images and labels of hits from the data set that was encoded; where it is gone, what the codes alone show."""
+    data, split = bank.meta.get("data", ""), bank.meta.get("split", "")
+    try:
+        if read_manifest(data)["digest"] == bank.meta["data_digest"]:
+            dataset = SliceDataset(data, split)
+            stacked = dataset.stack(("image", "label"), rows)
+            labels = [label if known else None for label, known in zip(stacked["label"], dataset.rows["labelled"][rows])]
+            return stacked["image"], labels, "Hits: with their labels, where they have any."
+        reason = "has changed since the bank was encoded"
+    except (UserError, OSError):
+        reason = "is not there"
+    print(f"{data}: the data set {reason}; the sheet shows what the network paints from the codes", file=sys.stderr)
+    painted = decomposer.paint(bank.normal_indices[rows], bank.abnormal_indices[rows])
+    return painted, [None] * len(rows), "Hits: painted from their codes, since the images are not at hand."
