@@ -40,8 +40,7 @@ def load_picture(path: Path) -> np.ndarray:
     Raises:
         UserError: the file can't be read as one 2-D image of finite values.
     """
-    values = _load_bitmap(path).convert("RGB").convert("L") if _is_colour(path) else _load_values(path)
-    return _as_plane(path, np.asarray(values, np.float32))
+    return _as_plane(path, _load_values(path, luminance=True).astype(np.float32))
 
 
 def load_mask(path: Path) -> np.ndarray:
@@ -50,7 +49,7 @@ def load_mask(path: Path) -> np.ndarray:
     Raises:
         UserError: the file can't be read as one 2-D image of whole numbers.
     """
-    values = _load_values(path)
+    values = _load_values(path, luminance=False)
     if values.ndim == 3 and values.shape[2] in (3, 4) and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # grey, stored as colour
     values = _as_plane(path, values.astype(np.float32))
@@ -59,10 +58,6 @@ def load_mask(path: Path) -> np.ndarray:
     if (values != np.round(values)).any() or values.min() < 0:
         raise UserError(f"{path}: has mask values that are not 0, 1, 2 ...; store class numbers, or 0 and 255")
     return values.astype(np.int32)
-
-
-def _is_colour(path: Path) -> bool:
-    return path.suffix.lower() in BITMAPS and _load_bitmap(path).mode in COLOURS
 
 
 def _load_bitmap(path: Path) -> Image.Image:
@@ -74,11 +69,12 @@ def _load_bitmap(path: Path) -> Image.Image:
         raise UserError(f"{path}: can't be read as an image ({error}); export it again") from error
 
 
-def _load_values(path: Path) -> np.ndarray:
-    """The values as stored: palette indices, channels last."""
+def _load_values(path: Path, *, luminance: bool) -> np.ndarray:
+    """The values as stored, palette indices and channels last included, or with colours as luminance."""
     name = path.name.lower()
     if name.endswith(BITMAPS):
-        return np.asarray(_load_bitmap(path))
+        image = _load_bitmap(path)
+        return np.asarray(image.convert("RGB").convert("L") if luminance and image.mode in COLOURS else image)
     if name.endswith((".nii", ".nii.gz")):
         volume = np.asarray(load_volume(path).dataobj)
         if 1 not in volume.shape:
