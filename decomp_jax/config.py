@@ -32,7 +32,7 @@ class ModelConfig:
     own_blocks: int = 2
     spade_width: int = 128
     spade_stop_gradient: bool = False
-    nothing_threshold: float = 20.0
+    nothing_threshold: float = 10.0
     codebook_decay: float = 0.99
     revive_below: float = 0.1
     dtype: str = "bfloat16"
@@ -91,7 +91,8 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser steps; the learning rate follows a ramp and a cosine to 0 over them.
-        warmup_steps: first steps, without quantisation (clamped below `steps`).
+        warmup_steps: first steps, in which decoders see unquantised codes; over as many again they change to quantised
+            ones (clamped to a quarter of `steps`).
         ramp_steps: linear ramp of the learning rate.
         batch_size: global batch.
         margin: pi, the threshold of the discrimination and margin terms (Appendix D).

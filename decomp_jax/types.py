@@ -24,12 +24,18 @@ class Latents:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """Quantised latents of both paths: codebook rows z_q, their indices, and the straight-through values z_st."""
+    """Quantised latents of both paths: codebook rows z_q, their indices, and the straight-through values z_st.
+
+    `lesion_indices` and `z_q_lesion` are the codes that the abnormal path would take in a cell with a finding: where
+    there is a "nothing" code, the nearest of all others; without one the same as `abnormal_indices`, `z_q_abnormal`.
+    """
 
     normal_indices: Int[Array, "B h w"]
     abnormal_indices: Int[Array, "B h w"]
+    lesion_indices: Int[Array, "B h w"]
     z_q_normal: Float[Array, "B h w D"]
     z_q_abnormal: Float[Array, "B h w D"]
+    z_q_lesion: Float[Array, "B h w D"]
     z_st_normal: Float[Array, "B h w D"]
     z_st_abnormal: Float[Array, "B h w D"]
 

@@ -125,7 +125,7 @@ class Decomposer:
         if self.config.model.nothing_threshold:
             abnormality = jnp.sum(z_e**2, -1).max((1, 2))
         else:
-            abnormality = -jnp.sum((z_e - codes.z_q_abnormal) ** 2, -1).mean((1, 2))
+            abnormality = -jnp.sum((z_e - codes.z_q_lesion) ** 2, -1).mean((1, 2))
         return {
             "x_plus": outputs.x_plus,
             "x_minus": outputs.x_minus,

@@ -23,7 +23,6 @@ def objective(
     targets: Targets,
     weights: LossWeights,
     *,
-    quantised: Float[Array, ""] | float,
     margin: float,
     cell_pixels: int = 3,
     nothing: bool,
@@ -33,7 +32,6 @@ def objective(
     Terms whose weight is 0 are neither computed nor returned.
 
     Args:
-        quantised: 0 in the warm-up, when terms that need codes are held at 0; else 1.
         margin: pi of equation 3; the margin of "nothing" is twice that.
         cell_pixels: lesion pixels from which on a cell's lesion code is trained.
         nothing: cells without a finding carry the "nothing" code; otherwise the abnormal path is trained on all cells
@@ -55,17 +53,18 @@ def objective(
     background_mask = (targets.background_label == 0).astype(jnp.float32)[..., None]
     probs = jax.nn.softmax(outputs.seg_logits)
     terms: dict[str, Callable[[], Array]] = {
-        "codebook_normal": lambda: quantised * latent.codebook_loss(latents.normal, codes.z_q_normal, all_cells),
-        "codebook_abnormal": lambda: quantised
-        * latent.codebook_loss(latents.abnormal, codes.z_q_abnormal, lesion_cells),
-        "commitment_normal": lambda: quantised * latent.commitment_loss(latents.normal, codes.z_q_normal, all_cells),
-        "commitment_abnormal": lambda: quantised
-        * latent.commitment_loss(latents.abnormal, codes.z_q_abnormal, lesion_cells),
+        "codebook_normal": lambda: latent.codebook_loss(latents.normal, codes.z_q_normal, all_cells),
+        "codebook_abnormal": lambda: latent.codebook_loss(
+            latents.abnormal, codes.z_q_lesion, lesion_cells
+        ),
+        "commitment_normal": lambda: latent.commitment_loss(latents.normal, codes.z_q_normal, all_cells),
+        "commitment_abnormal": lambda: latent.commitment_loss(
+            latents.abnormal, codes.z_q_lesion, lesion_cells
+        ),
         "nothing": lambda: latent.nothing_loss(latents.abnormal, fraction),
         "margin": lambda: latent.margin_loss(latents.abnormal, fraction, radius=2 * margin),
-        "discrimination": lambda: quantised
-        * latent.discrimination_loss(
-            latents.abnormal, codes.z_q_abnormal, margin=margin, is_normal=1 - has_lesion
+        "discrimination": lambda: latent.discrimination_loss(
+            latents.abnormal, codes.z_q_lesion, margin=margin, is_normal=1 - has_lesion
         ),
         "generalized_dice": lambda: segmentation.generalized_dice(probs, onehot),
         "soft_dice": lambda: segmentation.soft_dice(probs, onehot),

@@ -61,7 +61,7 @@ class DecompositionNet(nn.Module):
         self.abnormal_codebook = self.param("abnormal_codebook", vq.init_codebook, shape)
 
     def __call__(self, image: Float[Array, "b s s c"], *, quantised: Float[Array, ""] | float, train: bool) -> Outputs:
-        """The whole network. `quantised` is 0 in the warm-up (codes pass unquantised) and 1 after it."""
+        """The whole network. `quantised` blends what the decoders see, from z_e (0) to codes (1)."""
         latents = self.encode(image, train=train)
         codes = self.quantize(latents)
         normal = latents.normal + quantised * (codes.z_st_normal - latents.normal)
@@ -82,16 +82,19 @@ class DecompositionNet(nn.Module):
         normal_codebook, abnormal_codebook = self.codebooks()
         normal_indices = vq.nearest_code(latents.normal, normal_codebook)
         if self.nothing_threshold:
-            abnormal_indices = vq.nearest_lesion_code(latents.abnormal, abnormal_codebook, self.nothing_threshold)
+            lesion_indices = 1 + vq.nearest_code(latents.abnormal, abnormal_codebook[1:])
+            abnormal_indices = jnp.where(vq.is_finding(latents.abnormal, self.nothing_threshold), lesion_indices, 0)
         else:
-            abnormal_indices = vq.nearest_code(latents.abnormal, abnormal_codebook)
+            lesion_indices = abnormal_indices = vq.nearest_code(latents.abnormal, abnormal_codebook)
         z_q_normal = vq.lookup(normal_indices, normal_codebook)
         z_q_abnormal = vq.lookup(abnormal_indices, abnormal_codebook)
         return Codes(
             normal_indices=normal_indices,
             abnormal_indices=abnormal_indices,
+            lesion_indices=lesion_indices,
             z_q_normal=z_q_normal,
             z_q_abnormal=z_q_abnormal,
+            z_q_lesion=vq.lookup(lesion_indices, abnormal_codebook),
             z_st_normal=vq.straight_through(latents.normal, z_q_normal),
             z_st_abnormal=vq.straight_through(latents.abnormal, z_q_abnormal),
         )

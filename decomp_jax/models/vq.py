@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from decomp_jax.types import CodebookStats
 
@@ -24,12 +24,9 @@ def nearest_code(z_e: Float[Array, "*n d"], codebook: Float[Array, "k d"]) -> In
     return jnp.argmin(squared_distances(z_e, codebook), -1)
 
 
-def nearest_lesion_code(
-    z_e: Float[Array, "*n d"], codebook: Float[Array, "k d"], threshold: float
-) -> Int[Array, "*n"]:
-    """0, the "nothing" code, where ||z_e||^2 <= threshold; elsewhere the nearest of codes 1..K-1."""
-    found = jnp.sum(z_e**2, -1) > threshold
-    return jnp.where(found, 1 + nearest_code(z_e, codebook[1:]), 0)
+def is_finding(z_e: Float[Array, "*n d"], threshold: float) -> Bool[Array, "*n"]:
+    """Whether a cell of the abnormal path shows a lesion: ||z_e||^2 > threshold. The others take the "nothing" code."""
+    return jnp.sum(z_e**2, -1) > threshold
 
 
 def lookup(indices: Int[Array, "*n"], codebook: Float[Array, "k d"]) -> Float[Array, "*n d"]:
@@ -70,7 +67,7 @@ def revive(
 ) -> CodebookStats:
     """Restarts codes used less than `below` at vectors drawn from `z_e` by `weight`.
 
-    Codes that were never used are dead, so the first call after the warm-up is the data-dependent initialisation.
+    Codes that were never used are dead, so the first call is the data-dependent initialisation.
     A revived code counts as used once, which gives it time to find vectors of its own before it is dead again.
     Without any vector to draw from nothing changes.
     """

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from decomp_jax.config import Config
+from decomp_jax.config import Config, TrainConfig
 from decomp_jax.data.augment import augment
 from decomp_jax.losses.objective import lesion_fraction, objective
 from decomp_jax.mesh import replicated, sharded
@@ -21,9 +21,13 @@ from decomp_jax.types import CodebookStats, Outputs, Targets
 Metrics = dict[str, Float[Array, ""]]
 
 
-def warmup_steps(config: Config) -> int:
-    """Clamped so that codes are trained for at least half of a short run."""
-    return min(config.train.warmup_steps, config.train.steps // 2)
+def quantisation(step: Array, config: TrainConfig) -> Float[Array, ""]:
+    """Share of quantisation in what the decoders see: 0 in the warm-up, then linearly to 1 in as many steps again.
+
+    The warm-up is clamped so that even a short run ends quantised.
+    """
+    warmup = min(config.warmup_steps, config.steps // 4)
+    return jnp.clip((step - warmup) / max(warmup, 1), 0.0, 1.0)
 
 
 def train_step(
@@ -34,7 +38,7 @@ def train_step(
     augment_key, revive_key = jax.random.split(key)
     batch = {"image": batch["image"].astype(jnp.float32), "label": batch["label"].astype(jnp.int32)}
     image, targets = augment(augment_key, batch, config.augment)
-    quantised = (state.step >= warmup_steps(config)).astype(jnp.float32)
+    quantised = quantisation(state.step, config.train)
 
     def loss(params: dict) -> tuple[Array, tuple]:
         outputs, updates = model.apply(
@@ -48,7 +52,6 @@ def train_step(
             outputs,
             targets,
             config.weights,
-            quantised=quantised,
             margin=config.train.margin,
             nothing=bool(model.nothing_threshold),
         )
@@ -78,25 +81,23 @@ def update_codebooks(
     step: Array,
     config: Config,
 ) -> tuple[dict, dict[str, CodebookStats]]:
-    """Moves both codebooks to the average of their vectors and revives dead codes; nothing changes in the warm-up.
+    """Moves both codebooks to the average of their vectors and revives dead codes: in the warm-up, too.
 
     The abnormal codebook learns from lesion cells alone: elsewhere cells are drawn to nothing, or pushed away.
     """
-    started = step >= warmup_steps(config)
-    reviving = started & (step < config.train.revive_until * config.train.steps)
+    reviving = step < config.train.revive_until * config.train.steps
     fraction = lesion_fraction(targets.label, outputs.latents.abnormal.shape[1])
     latents = {
         "normal": (outputs.latents.normal, outputs.codes.normal_indices, jnp.ones_like(fraction)),
-        "abnormal": (outputs.latents.abnormal, outputs.codes.abnormal_indices, (fraction > 0).astype(jnp.float32)),
+        "abnormal": (outputs.latents.abnormal, outputs.codes.lesion_indices, (fraction > 0).astype(jnp.float32)),
     }
     params, new_stats = dict(params), {}
     for i, (path, (z_e, indices, weight)) in enumerate(latents.items()):
         flat = z_e.reshape(-1, z_e.shape[-1])
-        weight = weight.reshape(-1) * started
-        averaged = vq.update_by_average(
+        weight = weight.reshape(-1)
+        new_stats[path] = vq.update_by_average(
             stats[path], flat, indices.reshape(-1), weight, decay=config.model.codebook_decay
         )
-        new_stats[path] = jax.tree.map(functools.partial(jnp.where, started), averaged, stats[path])
         if config.model.revive_below:
             new_stats[path] = vq.revive(
                 jax.random.fold_in(key, i), new_stats[path], flat, weight * reviving, below=config.model.revive_below

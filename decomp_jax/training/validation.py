@@ -96,7 +96,6 @@ def _forward(
         outputs,
         Targets(image, label, image, label),
         config.weights,
-        quantised=1.0,
         margin=config.train.margin,
         nothing=bool(model.nothing_threshold),
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.cluster.vq import vq as scipy_vq
 
 from decomp_jax.config import ModelConfig
 from decomp_jax.models.network import DecompositionNet
@@ -118,6 +119,21 @@ def test_warm_up_passes_latents_unquantised(small):
     outputs = model.apply(variables, image, quantised=0.0, train=False)
     logits = model.apply(variables, outputs.latents.abnormal, train=False, method="segment")
     np.testing.assert_allclose(outputs.seg_logits, logits, atol=1e-5)
+
+
+def test_cells_without_a_finding_take_the_nothing_code(small):
+    model, variables, image = small
+    latents = model.apply(variables, image, train=False, method="encode")
+    norms = jnp.sum(latents.abnormal**2, -1)
+    cautious = model.clone(nothing_threshold=float(jnp.median(norms)))
+    codes = cautious.apply(variables, latents, method="quantize")
+    found = norms > cautious.nothing_threshold
+    np.testing.assert_array_equal(codes.abnormal_indices > 0, found)
+    assert (codes.z_q_abnormal[~found] == 0).all() and (codes.lesion_indices > 0).all()
+    np.testing.assert_array_equal(codes.abnormal_indices[found], codes.lesion_indices[found])
+    _, codebook = cautious.apply(variables, method="codebooks")
+    expected, _ = scipy_vq(np.asarray(latents.abnormal).reshape(-1, 4), np.asarray(codebook[1:]))
+    np.testing.assert_array_equal(codes.lesion_indices.reshape(-1), 1 + expected)
 
 
 def test_spade_stop_gradient_keeps_the_image_loss_from_the_segmentation(small):

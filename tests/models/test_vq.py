@@ -23,13 +23,9 @@ def test_straight_through_is_the_code_forward_and_the_identity_backward():
     assert (on_encoder == 3).all() and (on_codes == 0).all()
 
 
-def test_nothing_code_follows_the_norm():
-    norms = jnp.sum(Z_E**2, -1)
-    threshold = float(jnp.median(norms))
-    indices = vq.nearest_lesion_code(Z_E, CODEBOOK.at[0].set(0), threshold)
-    np.testing.assert_array_equal(indices == 0, norms <= threshold)
-    expected, _ = scipy_vq(np.asarray(Z_E).reshape(-1, 5), np.asarray(CODEBOOK[1:]))
-    np.testing.assert_array_equal(indices[indices > 0], 1 + expected[(indices > 0).reshape(-1)])
+def test_finding_follows_the_norm():
+    norms = np.square(np.asarray(Z_E)).sum(-1)
+    np.testing.assert_array_equal(vq.is_finding(Z_E, 4.0), norms > 4.0)
 
 
 def test_usage_of_uniform_and_single_codes():

@@ -1,0 +1,47 @@
+"""Every configuration builds its network, and mistakes in one are told in a line."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import brats, demo
+from decomp_jax.config import Config
+from decomp_jax.errors import UserError
+from decomp_jax.models.network import DecompositionNet
+from tests.conftest import run_python
+
+
+@pytest.mark.parametrize(
+    "config, size",
+    [(brats.get_config(), 256), (brats.get_config("paper"), 256), (demo.get_config(), 64)],
+    ids=["brats", "paper", "demo"],
+)
+def test_config_builds(config, size):
+    config = Config.from_dict(config.to_dict())
+    model = DecompositionNet.from_config(config.model, size=size, channels=1, lesion_classes=3)
+    image = jnp.zeros((1, size, size, 1))
+    outputs = jax.eval_shape(
+        lambda key: model.init_with_output(key, image, quantised=1.0, train=False)[0], jax.random.key(0)
+    )
+    assert outputs.codes.normal_indices.shape == (1, 8, 8)
+
+
+def test_config_survives_json_and_config_dict():
+    for config in (brats.PAPER, demo.DEMO):
+        assert Config.from_dict(config.to_config_dict().to_dict()) == config
+
+
+def test_unknown_and_impossible_settings_are_named():
+    values = Config().to_dict()
+    values["train"]["stepz"] = 3
+    with pytest.raises(UserError, match="config.train.stepz: no such setting"):
+        Config.from_dict(values)
+    values = Config().to_dict()
+    values["model"]["own_blocks"] = 5
+    with pytest.raises(UserError, match="config.model.own_blocks"):
+        Config.from_dict(values)
+
+
+def test_unknown_flag_is_refused(tmp_path):
+    done = run_python("train.py", "--config=configs/demo.py", f"--workdir={tmp_path}", "--config.train.stepz=3")
+    assert done.returncode != 0 and "stepz" in done.stderr
