@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from decomp_jax.config import Config
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
 from decomp_jax.evaluation.decomposer import Decomposition
 from decomp_jax.evaluation.rankers import cell_share
@@ -69,13 +70,17 @@ class FakeDecomposer:
     settings: Settings
     model_digest: str = "m" * 64
     data_digest: str = "d" * 64
-    config: object = None
+    config: Config = Config()
 
     @property
     def normal_codebook(self) -> np.ndarray:
         return np.linspace(0, 1, LEVELS, dtype=np.float32)[:, None]
 
     abnormal_codebook = normal_codebook
+
+    def paint(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> np.ndarray:
+        cells = (normal_indices / (LEVELS - 1) * (1 - abnormal_indices / (LEVELS - 1)))[..., None]
+        return cells.repeat(SIZE // GRID[0], 1).repeat(SIZE // GRID[1], 2).astype(np.float32)
 
     def decompose(self, images: np.ndarray) -> Decomposition:
         grey = images.astype(np.float32)[..., 0]

@@ -1,0 +1,43 @@
+"""Image measures against scikit-image."""
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from decomp_jax.evaluation.counterfactual import counterfactual_table, inpaint, ssim_map
+from decomp_jax.evaluation.slices import SliceSet
+from tests.evaluation.fakes import FakeDecomposer, Heads
+
+
+def test_ssim_map_is_that_of_scikit_image() -> None:
+    a, b = np.random.default_rng(0).random((2, 24, 24)).astype(np.float32)
+    _, expected = structural_similarity(
+        a, b, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )
+    np.testing.assert_allclose(ssim_map(a[None, ..., None], b[None, ..., None])[0, ..., 0], expected, atol=2e-4)
+
+
+def test_inpainting_fills_the_mask_from_around_it_alone() -> None:
+    image = np.full((1, 32, 32, 1), 0.5, np.float32)
+    mask = np.zeros((1, 32, 32), bool)
+    mask[0, 8:24, 8:24] = True
+    lesion = np.where(mask[..., None], 1.0, image)
+    np.testing.assert_allclose(inpaint(lesion, mask), image, atol=1e-5)
+
+
+def test_table_agrees_with_scikit_image(decomposer: FakeDecomposer, heads: dict[str, Heads], query: SliceSet) -> None:
+    table = counterfactual_table(decomposer, heads["query"], query)
+    assert table["lesion left in percent"].mean == 0
+    images = table["images"]
+    healthy, patients = heads["query"].fields["healthy"].astype(float), query.rows["patient_id"]
+    gains = {patient: [] for patient in np.unique(patients[query.lesion])}
+    for i in np.flatnonzero(query.lesion):
+        inside = query.label[i] > 0
+        painted, taken = (
+            peak_signal_noise_ratio(healthy[i, ..., 0][inside], image[inside], data_range=1)
+            for image in (decomposer.decompose(query.image[i : i + 1]).x_minus[0, ..., 0], query.image[i, ..., 0].astype(float))
+        )
+        gains[patients[i]].append(painted - taken)
+    assert images["x_minus"]["psnr gain inside"].mean == pytest.approx(np.mean([np.mean(g) for g in gains.values()]), abs=1e-3)
+    assert images["x"]["near percent"].mean == 0
+    assert images["ceiling"]["near percent"].mean > images["x_minus"]["near percent"].mean > 20

@@ -1,0 +1,152 @@
+"""The report of a drawn data set: files, numbers, page, and the sets that lack something."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from decomp_jax.errors import UserError
+from decomp_jax.evaluation import report
+from decomp_jax.evaluation.slices import SliceSet
+from tests.evaluation.fakes import FakeDecomposer, Heads
+
+CODES = {"normal", "abnormal", "both"}
+NAMED = CODES | {"random", "pixel_l2", "oracle_normal", "oracle_abnormal"}
+
+
+def write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads], reference: str = "reference"
+) -> dict[str, Any]:
+    """Writes a report of the given splits to `folder`/report and reads its numbers."""
+    log = [{"step": step, "train/loss/total": 1 / step, "train/term/residual": 2 / step} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    monkeypatch.setattr(report, "SliceDataset", lambda data, split: heads[split])
+    monkeypatch.setattr(report.Decomposer, "restore", lambda workdir: FakeDecomposer(heads["query"].settings))
+    report.write_report(folder, "data", folder / "report", reference)
+    return json.loads((folder / "report" / "metrics.json").read_text())
+
+
+class Page(HTMLParser):
+    """Collects the tags and the text of a page, and checks that tags are closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open, self.images, self.links, self.text = [], [], [], ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.images += [values["src"]] if tag == "img" else []
+        self.links += [value for name, value in attrs if name in ("href", "src") and tag != "img"]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, heads: dict[str, Heads]) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return folder / "report", write(folder, monkeypatch, heads)
+
+
+def test_every_method_has_its_intervals(written: tuple[Path, dict[str, Any]]) -> None:
+    retrieval = written[1]["retrieval"]
+    assert NAMED <= retrieval.keys()
+    for method in NAMED:
+        for target in ("normal", "abnormal"):
+            value = retrieval[method][target]["dice@5"]
+            assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1
+
+
+def test_codes_that_know_the_labels_score_as_such(written: tuple[Path, dict[str, Any]]) -> None:
+    metrics = written[1]
+    better = metrics["comparisons"]["abnormal"]["dice@5"]["abnormal vs pixel_l2"]
+    assert better["difference"]["low"] > 0 and better["ratio"]["low"] > 1
+    assert metrics["abnormality"]["auroc"]["mean"] == 1
+    assert metrics["segmentation"]["dice"]["ED"]["mean"] == pytest.approx(1, abs=0.01)
+    assert metrics["codebooks"]["abnormal"]["lesion-free slices"]["used"] == 1
+    assert metrics["counterfactual"]["images"]["x_minus"]["psnr gain inside"]["low"] > 0
+
+
+def test_table_and_json_hold_the_same_numbers(written: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = written
+    lines = dict(line.split(",", 1) for line in (folder / "metrics.csv").read_text().splitlines())
+    mean, low, high = map(float, lines["retrieval | normal | abnormal | dice@5"].split(","))
+    assert metrics["retrieval"]["normal"]["abnormal"]["dice@5"] == {
+        "mean": pytest.approx(mean, rel=1e-5), "low": pytest.approx(low, rel=1e-5), "high": pytest.approx(high, rel=1e-5)
+    }
+
+
+def test_page_needs_no_other_file_and_says_what_it_must(written: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = written
+    page = Page((folder / "index.html").read_text())
+    figures = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert figures == {"retrieval", "decomposition", "selectivity", "training", "codebooks"}
+    assert len(page.images) == len(figures)
+    assert all(source.startswith("data:image/png;base64,") for source in page.images) and not page.links
+    assert "Not a medical device" in page.text
+    assert metrics["provenance"]["model_digest"] in page.text and metrics["provenance"]["data_digest"] in page.text
+    assert f"{metrics['retrieval']['abnormal']['abnormal']['dice@5']['mean']:.3f}" in page.text
+    assert not re.search(r"\bnan\b", page.text)
+
+
+def test_a_table_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No patients, no anatomy, no heights, one lesion class, nothing lesion-free; the training images are searched."""
+    changes = {"anatomy_classes": (), "lesion_classes": ("lesion",), "healthy": False}
+    splits = {"query": Heads(3, 4, seed=0, prefix="q", **changes), "train": Heads(2, 4, seed=1, prefix="r", **changes)}
+    for heads in splits.values():
+        heads.rows["patient_id"] = [f"{heads.rows['patient_id'][0]}-{i}" for i in range(len(heads))]
+        heads.rows["position_mm"] = np.nan
+        heads.fields["label"] = heads.fields["label"].clip(max=1)
+    metrics = write(tmp_path, monkeypatch, splits, "train")
+    assert metrics["protocol"]["reference split"] == "train"
+    assert metrics["retrieval"]["normal"].keys() == {"abnormal"}
+    assert 0 < metrics["columns"]["tumour"]["random"]["map"]["mean"] < 1
+    assert "slice_level" not in metrics["retrieval"]
+    assert "images" not in metrics["counterfactual"]
+
+
+def test_unlabelled_slices_are_left_out(decomposer: FakeDecomposer) -> None:
+    heads = Heads(4, 4, seed=1)
+    heads.rows["labelled"][:8] = False
+    slices = SliceSet.encode(decomposer, heads, "reference")
+    np.testing.assert_array_equal(slices.positions, np.arange(8, 16))
+    np.testing.assert_array_equal(slices.label, heads.fields["label"][8:])
+    assert len(slices.bank) == len(slices) == 8
+
+
+def test_no_labels_at_all_leave_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"anatomy_classes": (), "healthy": False}
+    splits = {"query": Heads(2, 3, seed=0, prefix="q", **changes), "reference": Heads(2, 3, seed=1, prefix="r", **changes)}
+    for heads in splits.values():
+        heads.rows["labelled"], heads.fields["label"][:] = False, 0
+    metrics = write(tmp_path, monkeypatch, splits)
+    assert metrics["retrieval"] == {}
+    assert (tmp_path / "report" / "figures" / "retrieval.png").exists()
+
+
+def test_a_patient_in_both_splits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {"query": Heads(2, 3, seed=0, prefix="p"), "reference": Heads(2, 3, seed=1, prefix="p")}
+    with pytest.raises(UserError, match="patient p0 is in both query and reference"):
+        write(tmp_path, monkeypatch, splits)
+
+
+def test_data_prepared_otherwise_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {"query": Heads(2, 3, seed=0, prefix="q"), "reference": Heads(2, 3, seed=1, prefix="r")}
+    monkeypatch.setattr(report, "SliceDataset", lambda data, split: splits[split])
+    other = FakeDecomposer(Heads(1, 1, seed=0, modalities=("t2",)).settings)
+    monkeypatch.setattr(report.Decomposer, "restore", lambda workdir: other)
+    with pytest.raises(UserError, match="modalities"):
+        report.write_report(tmp_path, "data", tmp_path / "report")
+    assert not (tmp_path / "report").exists()

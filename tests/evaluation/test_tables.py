@@ -1,0 +1,70 @@
+"""Tables against independent values."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.evaluation.tables import (
+    Summary, abnormality_table, code_use, mixed_queries, mixed_table, segmentation_table,
+)
+from decomp_jax.retrieval.statistics import Bootstrap
+from tests.evaluation.fakes import settings
+
+
+def test_a_summary_nests_by_name_and_leaves_out_what_was_never_asked() -> None:
+    bootstrap = Bootstrap.of(np.array(["a", "a", "b"]))
+    summary = Summary.of({("x", "p"): np.array([1.0, 3.0, 4.0]), ("x", "q"): np.full(3, np.nan)}, bootstrap)
+    assert summary.nested()["x"]["p"].mean == 3
+    assert list(summary.nested()["x"]) == ["p"]
+
+
+def test_comparison_of_a_measure_with_twice_itself_is_certain() -> None:
+    values = np.random.default_rng(0).random(40)
+    bootstrap = Bootstrap.of(np.arange(40) // 4)
+    compared = Summary.of({("a",): values, ("b",): 2 * values}, bootstrap).compare(("b",), ("a",))
+    np.testing.assert_allclose(compared["ratio"], 2)
+    assert compared["difference"].mean == pytest.approx(values.mean())
+
+
+def test_segmentation_dice_is_that_of_the_patients_volumes(query: SliceSet) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.random(query.label.shape) < 0.1
+    noisy = dataclasses.replace(query, segmentation=np.where(noise, rng.integers(0, 3, noise.shape), query.label))
+    table = segmentation_table(noisy, settings().lesion_classes)
+    patients = np.unique(query.rows["patient_id"])
+    for label, name in enumerate(settings().lesion_classes, start=1):
+        expected = [
+            f1_score((query.label == label)[of].ravel(), (noisy.segmentation == label)[of].ravel())
+            for of in (query.rows["patient_id"] == patient for patient in patients)
+            if (query.label[of] == label).any()
+        ]
+        assert table["dice"][name].mean == pytest.approx(np.mean(expected))
+
+
+def test_auroc_of_the_abnormality_score(query: SliceSet) -> None:
+    noisy = dataclasses.replace(query, abnormality=query.abnormality + np.random.default_rng(0).normal(size=len(query)))
+    assert abnormality_table(noisy)["auroc"].mean == pytest.approx(roc_auc_score(query.lesion, noisy.abnormality))
+    assert abnormality_table(dataclasses.replace(query, label=np.ones_like(query.label))) == {}
+
+
+def test_use_of_a_codebook() -> None:
+    use = code_use(np.array([4, 4, 0, 0]))
+    assert use == {"used": 2, "perplexity": pytest.approx(2), "most common": 0.5}
+
+
+def test_mixed_queries_are_of_two_patients_and_lie_between_the_codes(query: SliceSet, reference: SliceSet) -> None:
+    mixed = mixed_queries(query, reference, settings())
+    of_a, of_b = query.rows["patient_id"][mixed.pairs].T
+    assert (of_a != of_b).all()
+    assert query.lesion[mixed.pairs].all()
+    table = mixed_table(mixed, query)
+    for target, pure, other in (
+        ("anatomy of A", "normal code of A", "abnormal code of B"), ("lesion of B", "abnormal code of B", "normal code of A"),
+    ):
+        assert table[other][target]["dice@5"].mean < table["mixed"][target]["dice@5"].mean
+        assert table["mixed vs pure"][target]["ratio"].mean == pytest.approx(
+            table["mixed"][target]["dice@5"].mean / table[pure][target]["dice@5"].mean
+        )
