@@ -33,8 +33,8 @@ BLOCK = 512
 # In place of the row of a code that no row (allowed to the query) has, and its distance.
 NO_ROW = np.iinfo(np.int32).max
 NO_DISTANCE = np.iinfo(np.int64).max
-# Bounds tell near codes apart better if far ones are clipped: the largest bound stands for this share of the mean of T.
-CLIP = 1.0
+# Entries of T beyond this many times its mean share one bound: a few outlying codes mustn't coarsen all bounds.
+CLIP = 3.0
 
 
 class Tables(NamedTuple):
@@ -63,7 +63,8 @@ def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
     for square, start in zip(squares, np.cumsum([0, *sizes])):
         exact[start:start + len(square), :len(square)] = np.rint(square / unit)
     largest = min(np.iinfo(np.uint8).max, np.iinfo(np.int16).max // positions)
-    step = max(np.int64(CLIP * np.mean([square.mean() for square in squares]) / unit / largest), np.int64(1))
+    clip = min(CLIP * np.mean([square.mean() for square in squares]), max(square.max() for square in squares))
+    step = np.int64(clip / unit / largest) + 1
     lower = np.minimum(exact // step, largest).astype(np.uint8)
     return Tables(exact, lower, step, unit)
 
@@ -120,19 +121,19 @@ def _sharded(function: Callable, mesh: Mesh, out_specs: tuple) -> Callable:
 
 
 def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
-    bounds, group = lax.top_k(-group_minima(codes.blocks, tables.lower, queries).astype(jnp.float32), groups + 1)
-    group, beyond = group[:, :groups], -bounds[:, groups].astype(jnp.int64) * tables.step
+    # XLA's CPU compiler sorts everything where an output of top_k is sliced: so all of it is used, the last bound twice.
+    bounds, group = lax.top_k(-group_minima(codes.blocks, tables.lower, queries).astype(jnp.float32), groups)
+    beyond = -bounds.min(1).astype(jnp.int64) * tables.step
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
     row = _first_row(codes.rows[:, code], codes.patients[:, code], exclude)
     distance = _exact(codes.blocks, tables.exact, queries, group).reshape(code.shape)
     distance = jnp.where(row == NO_ROW, NO_DISTANCE, distance)
-    # Rounding to float32 keeps order but for ties: the count nearest are among those up to the first strictly greater.
-    spare = min(count + GROUP // 2, code.shape[1] - 1)
-    rounded, at = lax.top_k(-distance.astype(jnp.float32), spare + 1)
-    near = [jnp.take_along_axis(values, at[:, :spare], 1) for values in (distance, row, code)]
-    distance, row, code = (values[:, :count] for values in lax.sort(near, num_keys=2))
+    # Rounding to float32 keeps order but for ties: what is left out comes later if its float32 is strictly greater.
+    rounded, at = lax.top_k(-distance.astype(jnp.float32), count + GROUP // 2)
+    near = lax.sort([jnp.take_along_axis(values, at, 1) for values in (distance, row, code)], num_keys=2)
+    distance, row, code = (values[:, :count] for values in near)
     last = distance[:, -1]
-    certain = (last < beyond) & (last.astype(jnp.float32) < -rounded[:, spare])
+    certain = (last < beyond) & (last.astype(jnp.float32) < -rounded.min(1))
     offset = lax.axis_index("data") * codes.rows.shape[1]
     return Nearest(distance, row, code + offset.astype(code.dtype), certain[:, None])
 
@@ -148,12 +149,12 @@ def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], que
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
-    XLA's CPU compiler turns gathers into scalar code once they are fused with a reduction. So a batch is scanned block
-    by block, each turn adding up one block while it reduces the one before: a loop's carry is never fused.
+    XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So a batch is scanned
+    block by block, each turn adding up one block while it reduces the one before: a loop's carry is never fused.
     """
-    if len(queries) == 1:
-        return _add_up(blocks, lower[queries[0]]).reshape(1, -1, GROUP).min(2)
     luts = lower[queries].transpose(1, 2, 0)
+    if len(queries) == 1 or jax.default_backend() != "cpu":
+        return _add_up(blocks, luts if len(queries) > 1 else luts[..., 0]).reshape(-1, GROUP, len(queries)).min(1).T
 
     def reduce(bounds: Array) -> Array:
         return bounds.reshape(-1, GROUP, len(queries)).min(1)

@@ -103,12 +103,12 @@ def _search(index: _Index, queries: np.ndarray, excluded: np.ndarray, k: int, on
             ) -> tuple[np.ndarray, np.ndarray]:
     """Integer distances and rows [q,k] among this process's rows.
 
-    The nearest k codes have the nearest k rows among them, but k patients may need more: codes are doubled until the
-    last hit comes before every code not looked at.
+    The nearest k codes have the nearest k rows among them, but k patients may need more codes: as many as it takes for
+    the last hit to come before every code not looked at.
     """
     distances, rows = _no_hits(len(queries), k)
     members = index.layout.patient_members if one_per_patient else index.layout.members
-    pending, count = np.arange(len(queries)), min(4 * k if one_per_patient else k, index.layout.count)
+    pending, count = np.arange(len(queries)), min(8 * k if one_per_patient else k, index.layout.count)
     while len(pending) and count:
         distance, first_row, code = _nearest_codes(index, queries[pending], excluded[pending], count)
         found = _members_found(index, members, distance, code, excluded[pending], k)
@@ -117,7 +117,7 @@ def _search(index: _Index, queries: np.ndarray, excluded: np.ndarray, k: int, on
         whole = (last < seen) | (last == seen) & (rows[pending, -1] <= first_row[:, -1])
         if count == index.layout.count:
             break
-        pending, count = pending[~whole], min(2 * count, index.layout.count)
+        pending, count = pending[~whole], min(4 * count, index.layout.count)
     return distances, rows
 
 
@@ -138,7 +138,7 @@ def _nearest_codes(index: _Index, queries: np.ndarray, excluded: np.ndarray, cou
             answer = function(index.layout.codes, index.tables, queries[padded], excluded[padded])
         return [np.asarray(values)[:len(some)] for values in answer]
 
-    for groups in (2 * count + GROUP // 2, 8 * (2 * count + GROUP // 2)):
+    for groups in (count + GROUP // 2, 4 * (count + GROUP // 2)):
         if 2 * groups * GROUP * index.mesh.size > size:
             break
         for block in _slices(len(pending), MOST_CANDIDATES // (groups * GROUP)):
@@ -241,7 +241,7 @@ def _patient_numbers(names: np.ndarray, exclude: Sequence[str] | np.ndarray | No
         raise UserError(f"exclude: needs a patient_id a query, [{queries}] or [{queries},2] of text, not "
                         f"{ids.dtype} {list(ids.shape)}")
     if len(names):
-        ids = ids.reshape(queries, -1)
+        ids = ids.reshape(queries, -1) if queries else ids.reshape(0, 1)
         at = np.searchsorted(names, ids).clip(max=len(names) - 1)
         numbers[:, :ids.shape[1]] = np.where(names[at] == ids, at, NOBODY)
     return numbers
@@ -251,7 +251,7 @@ def _table_rows(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndar
     """Rows int32 [Q,positions] of the tables to look up: queries' indices, and the row of zeros where cells is False."""
     rows, offset = [], 0
     for part, query in queries.items():
-        rows.append(query.reshape(len(query), -1).astype(np.int32) + offset)
+        rows.append(query.reshape(len(query), query.shape[1] * query.shape[2]).astype(np.int32) + offset)
         offset += len(getattr(bank, f"{part}_codebook"))
     table_rows = np.concatenate(rows, 1)
     if cells is not None:

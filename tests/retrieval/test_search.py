@@ -1,0 +1,158 @@
+import jax
+import numpy as np
+import pytest
+from brute_force import KINDS, assert_exact, make_bank, make_queries
+
+from decomp_jax.errors import UserError
+from decomp_jax.retrieval import CodeBank, distance, search
+
+REQUESTS = ("normal", "abnormal", "both", "exclude", "exclude two", "one per patient", "cells")
+
+
+def make_request(bank: CodeBank, name: str, count: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    queries = make_queries(bank, count)
+    patients = bank.rows["patient_id"][np.arange(count) * 7 % len(bank)]
+    if name in queries:
+        return {name: queries[name]}, {}
+    options = {
+        "both": {},
+        "exclude": {"exclude": patients},
+        "exclude two": {"exclude": np.stack([patients, np.roll(patients, 1)], 1)},
+        "one per patient": {"one_per_patient": True, "exclude": patients},
+        "cells": {"cells": np.arange(16).reshape(bank.grid) % 3 == 0},
+    }
+    return queries if name in ("both", "exclude two") else {"abnormal": queries["abnormal"]}, options[name]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def bank(request: pytest.FixtureRequest) -> CodeBank:
+    return make_bank(request.param, 5000)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("k", [1, 10])
+def test_equals_brute_force(bank: CodeBank, name: str, k: int) -> None:
+    queries, options = make_request(bank, name, 7)
+    assert_exact(bank, bank.search(**queries, k=k, **options), queries, k=k, **options)
+
+
+@pytest.mark.parametrize("k", [100, 1000])
+def test_many_hits(bank: CodeBank, k: int) -> None:
+    queries, options = make_request(bank, "exclude", 5)
+    assert_exact(bank, bank.search(**queries, k=k, **options), queries, k=k, **options)
+
+
+def test_full_size_codes_and_several_blocks_of_queries() -> None:
+    bank = make_bank("clustered", 6000, codes=512, grid=(8, 8))
+    queries = make_queries(bank, 70)
+    assert_exact(bank, bank.search(**queries, k=5), queries, k=5)
+
+
+@pytest.mark.parametrize("n", [0, 1, 6])
+def test_fewer_rows_than_hits(n: int) -> None:
+    whole = make_bank("uniform", 6)
+    bank = CodeBank.from_arrays(
+        normal_indices=whole.normal_indices[:n], abnormal_indices=whole.abnormal_indices[:n], rows=whole.rows[:n],
+        normal_codebook=whole.normal_codebook, abnormal_codebook=whole.abnormal_codebook,
+    )
+    queries = make_queries(whole, 3)
+    for options in ({}, {"exclude": ["p0", "", "unknown"], "one_per_patient": True}):
+        assert_exact(bank, bank.search(**queries, k=9, **options), queries, k=9, **options)
+
+
+def test_no_queries() -> None:
+    bank = make_bank("uniform", 6)
+    hits = bank.search(normal=np.zeros((0, 4, 4), int), k=3, exclude=[])
+    assert hits.rows.shape == hits.distances.shape == (0, 3)
+
+
+def test_nearly_equal_codes_are_told_apart() -> None:
+    """Distances a million times below the largest one still come out to float32's last digits."""
+    bank = make_bank("uniform", 3000, codes=16)
+    codebook = bank.normal_codebook.copy()
+    codebook[1:8] = codebook[0] + np.random.default_rng(0).normal(size=(7, 8)) * 1e-4
+    bank = CodeBank.from_arrays(
+        normal_indices=bank.normal_indices % 8, abnormal_indices=bank.abnormal_indices, rows=bank.rows,
+        normal_codebook=codebook, abnormal_codebook=bank.abnormal_codebook,
+    )
+    queries = {"normal": bank.normal_indices[:5]}
+    assert_exact(bank, bank.search(**queries, k=20), queries, k=20)
+
+
+def test_padding_is_never_found() -> None:
+    """Layouts are padded with code 0: a query of zeros is nearest to the padding."""
+    bank = make_bank("uniform", 3000)
+    queries = {"normal": np.zeros((2, 4, 4), int)}
+    assert_exact(bank, bank.search(**queries, k=10), queries, k=10)
+
+
+class Spy:
+    """Counts the queries given to a compiled search."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.queries = 0
+        compiled = getattr(search, name)
+        monkeypatch.setattr(search, name, lambda *options: lambda *values: self._run(compiled(*options), values))
+
+    def _run(self, function: object, values: tuple) -> object:
+        self.queries += len(values[2])
+        return function(*values)
+
+
+def test_certain_answers_need_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, nearest, every = make_bank("clustered", 5000), Spy(monkeypatch, "nearest"), Spy(monkeypatch, "every")
+    bank.search(normal=bank.normal_indices[:8], k=1)
+    assert (nearest.queries, every.queries) == (8, 0)
+
+
+def test_ties_beyond_the_candidates_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, nearest, every = make_bank("uniform", 9000), Spy(monkeypatch, "nearest"), Spy(monkeypatch, "every")
+    cells = np.zeros((4, 4), bool)
+    cells[0, 0] = True
+    queries = {"normal": bank.normal_indices[:4]}
+    assert_exact(bank, bank.search(**queries, k=10, cells=cells), queries, k=10, cells=cells)
+    assert nearest.queries == 8 and every.queries == 4
+
+
+def test_certificate_is_sound() -> None:
+    """With few groups looked at, every answer said to be certain is right; some are, some aren't."""
+    bank = make_bank("clustered", 5000)
+    queries = make_queries(bank, 64)["normal"]
+    mesh = jax.sharding.Mesh(jax.local_devices()[:1], ("data",))
+    index = search._index(bank, ("normal",), mesh)
+    with jax.enable_x64(True):
+        arguments = (index.layout.codes, index.tables, queries.reshape(64, -1).astype(np.int32),
+                     np.full((64, 2), -1, np.int32))
+        few = distance.nearest(mesh, 3, 25)(*arguments)
+        every, _ = distance.every(mesh)(*arguments)
+    certain = np.asarray(few.certain)[:, 0]
+    right = (np.asarray(few.distances) == np.sort(np.asarray(every), 1)[:, :25]).all(1)
+    assert right[certain].all() and 0 < certain.sum() and 0 < (~right).sum()
+
+
+def test_bounds_are_below_exact_distances() -> None:
+    codebooks = [np.random.default_rng(i).normal(size=(40, 5)) * 10**i for i in range(2)]
+    tables = distance.make_tables(codebooks, 64)
+    assert (tables.lower.astype(np.int64) * tables.step <= tables.exact).all() and tables.lower.max() == 255
+    assert int(tables.exact.max()) * 128 < 2**63
+    true = np.square(codebooks[1][:, None] - codebooks[1]).sum(-1)
+    np.testing.assert_allclose(tables.exact[40:80, :40] * tables.unit, true, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({"k": 0}, "k: must be at least 1"),
+    ({"normal": None}, "normal, abnormal: give one"),
+    ({"normal": np.zeros((2, 5, 4), int)}, r"normal: needs integer indices \[Q,4,4\]"),
+    ({"normal": np.zeros((2, 4, 4))}, "normal: needs integer indices"),
+    ({"normal": np.full((2, 4, 4), 64)}, "normal: holds 64..64"),
+    ({"abnormal": np.zeros((3, 4, 4), int)}, "normal, abnormal: 2 and 3 queries"),
+    ({"exclude": ["p0"]}, "exclude: needs a patient_id a query"),
+    ({"exclude": [1, 2]}, "exclude: needs a patient_id a query"),
+    ({"cells": np.ones((3, 4), bool)}, "cells: needs a boolean mask"),
+    ({"cells": np.ones((4, 4), int)}, "cells: needs a boolean mask"),
+    ({"mesh": jax.sharding.Mesh(jax.local_devices()[:1], ("model",))}, "mesh: needs one axis"),
+])
+def test_bad_arguments(bad: dict[str, object], message: str) -> None:
+    bank = make_bank("uniform", 6)
+    with pytest.raises(UserError, match=message):
+        bank.search(**{"normal": np.zeros((2, 4, 4), int), **bad})

@@ -1,0 +1,79 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from brute_force import make_bank, make_queries
+
+from decomp_jax.errors import UserError
+from decomp_jax.evaluation.search import search_banks
+from decomp_jax.retrieval import CodeBank
+
+OPTIONS = {"by": "both", "k": 4, "pairs": None, "exclude_same_patient": False, "one_per_patient": False}
+
+
+@pytest.fixture(scope="module")
+def banks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("banks")
+    bank = make_bank("clustered", 200)
+    bank.save(folder / "reference")
+    codes = {f"{part}_indices": codes for part, codes in make_queries(bank, 6).items()}
+    CodeBank.from_arrays(
+        **codes, rows=bank.rows[:6], normal_codebook=bank.normal_codebook, abnormal_codebook=bank.abnormal_codebook,
+    ).save(folder / "query")
+    return folder
+
+
+def run(folder: Path, out: Path, **options: object) -> list[dict[str, str]]:
+    search_banks(folder / "reference", folder / "query", out=out / "hits.csv", **{**OPTIONS, **options})
+    with (out / "hits.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("by", ["normal", "abnormal", "both"])
+def test_hits(banks: Path, tmp_path: Path, by: str) -> None:
+    lines = run(banks, tmp_path, by=by)
+    assert list(lines[0]) == ["query", "rank", "row", "patient_id", "slice_index", "distance"]
+    bank, queries = CodeBank.load(banks / "reference"), CodeBank.load(banks / "query")
+    parts = ("normal", "abnormal") if by == "both" else (by,)
+    hits = bank.search(**{part: getattr(queries, f"{part}_indices") for part in parts}, k=4)
+    assert [int(line["row"]) for line in lines] == hits.rows.ravel().tolist()
+    assert [int(line["query"]) for line in lines] == np.repeat(range(6), 4).tolist()
+    assert [int(line["rank"]) for line in lines] == [1, 2, 3, 4] * 6
+    np.testing.assert_array_equal([np.float32(line["distance"]) for line in lines], hits.distances.ravel())
+    assert all(line["patient_id"] == bank.rows["patient_id"][int(line["row"])] for line in lines)
+
+
+def test_pairs_leave_out_both_patients(banks: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("normal_row,abnormal_row\n0,1\n5,3\n")
+    lines = run(banks, tmp_path, pairs=tmp_path / "pairs.csv", exclude_same_patient=True, k=500)
+    queries = CodeBank.load(banks / "query").rows["patient_id"]
+    own = {"0": {queries[0], queries[1]}, "1": {queries[5], queries[3]}}
+    assert {line["query"] for line in lines} == {"0", "1"} and len(lines) < 400
+    assert all(line["patient_id"] not in own[line["query"]] for line in lines)
+
+
+def test_one_per_patient(banks: Path, tmp_path: Path) -> None:
+    lines = run(banks, tmp_path, one_per_patient=True, k=500)
+    found = [(line["query"], line["patient_id"]) for line in lines]
+    assert len(set(found)) == len(found) == 6 * len(set(CodeBank.load(banks / "reference").rows["patient_id"]))
+
+
+@pytest.mark.parametrize("text, options, message", [
+    ("normal_row,abnormal_row\n0,1\n", {"by": "normal"}, "--pairs: mixes two codes"),
+    ("normal,abnormal\n0,1\n", {}, "pairs.csv: needs columns"),
+    ("normal_row,abnormal_row\n0,x\n", {}, "pairs.csv: can't be read"),
+    ("normal_row,abnormal_row\n0\n", {}, "pairs.csv: can't be read"),
+    ("normal_row,abnormal_row\n0,6\n", {}, "pairs.csv: names rows 0..6"),
+])
+def test_bad_pairs(banks: Path, tmp_path: Path, text: str, options: dict[str, object], message: str) -> None:
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        run(banks, tmp_path, pairs=tmp_path / "pairs.csv", **options)
+
+
+def test_queries_of_another_model(banks: Path, tmp_path: Path) -> None:
+    make_bank("uniform", 10, seed=5).save(tmp_path / "stranger")
+    with pytest.raises(UserError, match="stranger/normal_codebook.npy: differs"):
+        search_banks(banks / "reference", tmp_path / "stranger", out=tmp_path / "hits.csv", **OPTIONS)
+    assert not (tmp_path / "hits.csv").exists()
