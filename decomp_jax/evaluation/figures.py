@@ -287,32 +287,45 @@ def codebook_figure(slices: SliceSet) -> Figure:
 
 
 def training_figure(lines: Sequence[dict[str, float]]) -> Figure | None:
-    """Every logged loss, and the perplexity of the codebooks, by step; None if nothing was logged."""
-    names = sorted(
-        {name for line in lines for name in line if "/loss/" in name or "/term/" in name or "perplexity" in name},
-        key=lambda name: ("total" not in name, "perplexity" in name, name.split("/", 1)[-1]),
-    )
-    curves: dict[str, list[str]] = {}
-    for name in names:
-        curves.setdefault(name.split("/", 1)[-1], []).append(name)
+    """Losses, codebook perplexity and validation measures by step; None if nothing was logged.
+
+    A curve's first tenth may leave the frame, so that the rest can be read.
+    """
+    curves = _curves(lines)
     if not curves:
         return None
     columns = 4
-    figure = Figure(figsize=(9.8, 1.7 * -(-len(curves) // columns) + 0.3), layout="constrained")
+    figure = Figure(figsize=(9.8, 1.6 * -(-len(curves) // columns) + 0.3), layout="constrained")
     panels = figure.subplots(-(-len(curves) // columns), columns, squeeze=False).ravel()
     for axes, (title, parts) in zip(panels, curves.items()):
-        for name in parts:
-            steps, values = zip(*((line["step"], line[name]) for line in lines if name in line))
-            colour = ACCENT if name.startswith("train/") else BOUND
-            axes.plot(steps, values, color=colour, linewidth=1.2, label=name.split("/")[0])
-        axes.set_title(title.split("/")[-1].replace("_", " "), fontsize=9)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        for part, colour in (("train", ACCENT), ("val", BOUND)):
+            if part in parts:
+                axes.plot(*zip(*parts[part]), color=colour, linewidth=1.2, label=_PARTS[part])
+        last = max(step for points in parts.values() for step, _ in points)
+        settled = [value for points in parts.values() for step, value in points if step >= last / 10]
+        axes.set_ylim(min(0, *settled), 1.05 * max(*settled, 1e-6))
+        axes.set_title(title.replace("segmentation_dice/", "Dice of predicted ").rpartition("/")[2].replace("_", " "), fontsize=8.5, fontweight="normal")
     for axes in panels[len(curves) :]:
         axes.set_axis_off()
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
-    if len(handles) > 1:
-        panels[0].legend(handles.values(), handles)
+    figure.legend(handles.values(), handles, loc="outside lower right", ncols=2)
     return figure
+
+
+_PARTS = {"train": "training", "val": "validation patients"}
+_SHOWN = ("loss/", "term/", "retrieval/", "segmentation_dice/", "codebook/abnormal_perplexity", "codebook/normal_perplexity")
+
+
+def _curves(lines: Sequence[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Points (step, value) by name and part ("train" or "val"), in the order of `_SHOWN`."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            part, _, title = name.partition("/")
+            if part in _PARTS and title.startswith(_SHOWN):
+                curves.setdefault(title, {}).setdefault(part, []).append((line["step"], value))
+    order = {prefix: i for i, prefix in enumerate(_SHOWN)}
+    return dict(sorted(curves.items(), key=lambda item: next(order[p] for p in _SHOWN if item[0].startswith(p))))
 
 
 # ---------------------------------------------------------------- contact sheet
