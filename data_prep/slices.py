@@ -24,6 +24,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import writer as tfds_writer
+from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from decomp_jax.data.schema import FORMAT_VERSION, SLICE_COLUMNS, SPLITS, Settings
@@ -80,6 +82,14 @@ class PatientSlices:
                    "patient_id": self.patient_id, "slice_index": int(slice_index)}
 
 
+class _StableWriter(tfds_writer.ExampleWriter):
+    """Sorts the features of each record, whose serialised order otherwise changes from run to run."""
+
+    def write(self, path: Path, examples: Iterator[tuple[int, bytes]]) -> Any:
+        records = ((key, tf_example_pb2.Example.FromString(record)) for key, record in examples)
+        return super().write(path, ((key, record.SerializeToString(deterministic=True)) for key, record in records))
+
+
 class Slices(tfds.core.GeneratorBasedBuilder):
     """Writes `data_dir/slices/1.0.0/slices-SPLIT.tfrecord-*` from iterators of (key, record)."""
 
@@ -112,6 +122,9 @@ class Slices(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         return self._examples[split]
+
+    def _example_writer(self) -> tfds_writer.ExampleWriter:
+        return _StableWriter(self.info.file_format)
 
 
 def write_dataset(

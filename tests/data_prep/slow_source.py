@@ -1,8 +1,7 @@
-"""`python -m data_prep phantom` with patients that take ten minutes, or that end their worker."""
+"""`python -m data_prep phantom` with quick patients; with FAULT, one takes ten minutes or ends its worker."""
 
 import os
 import signal
-import sys
 import time
 
 import numpy as np
@@ -31,15 +30,15 @@ def patient(patient_id: str, *, seed: int, size: int) -> PatientSlices:
     )
 
 
-def dies_or_lingers(patient_id: str, *, seed: int, size: int) -> PatientSlices:
-    if patient_id.endswith("0003"):
-        if os.environ.get("DIE"):
-            os.kill(os.getpid(), signal.SIGKILL)
+def with_fault(patient_id: str, *, seed: int, size: int) -> PatientSlices:
+    fault = os.environ.get("FAULT") if patient_id.endswith("0003") else None
+    if fault == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "linger":
         time.sleep(600)
     return patient(patient_id, seed=seed, size=size)
 
 
 if __name__ == "__main__":
-    phantom.settings, phantom.prepare = settings, dies_or_lingers
-    print(os.getpid(), file=sys.stderr)
+    phantom.settings, phantom.prepare = settings, with_fault
     run_program(program.main)

@@ -13,8 +13,9 @@ import pytest
 import slow_source
 from conftest import damage, manifest, prepare, records, save_patient, table
 
+from data_prep import phantom
 from data_prep.slices import write_dataset
-from data_prep.splits import PATIENT_SHARES, split_by_hash
+from data_prep.splits import PATIENT_SHARES, PHANTOM_SHARES, split_by_hash
 from decomp_jax.data.schema import SLICE_COLUMNS, SPLITS
 from decomp_jax.errors import UserError
 
@@ -63,10 +64,13 @@ def test_the_manifest_counts(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "slices", "slices.csv"]
 
 
-def test_bytes_do_not_depend_on_the_workers(tmp_path):
-    for workers in (1, 3):
-        write(tmp_path / str(workers), workers=workers)
-    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+def test_bytes_depend_neither_on_the_workers_nor_on_the_process(tmp_path):
+    splits = split_by_hash(phantom.patient_ids(8), PHANTOM_SHARES, seed=0)
+    write(tmp_path / "a", splits=splits, workers=1, source={"seed": 0})
+    write(tmp_path / "b", splits=splits, workers=3, source={"seed": 0})
+    stdout, _ = (run := start_run(tmp_path / "c")).communicate(timeout=120)
+    assert run.returncode == 0 and not stdout
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
 def test_the_digest_depends_on_every_byte(tmp_path):
@@ -163,7 +167,7 @@ def test_wrong_flags_exit_with_2(flags, capsys):
     assert stop.value.code == 2 and capsys.readouterr().err
 
 
-def start_slow_run(out: Path, **environment: str) -> subprocess.Popen:
+def start_run(out: Path, **environment: str) -> subprocess.Popen:
     command = [sys.executable, slow_source.__file__, "phantom", "--out", str(out), "--patients", "8", "--workers", "2"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path), **environment})
@@ -171,7 +175,7 @@ def start_slow_run(out: Path, **environment: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing(tmp_path, number):
-    run = start_slow_run(tmp_path / "out")
+    run = start_run(tmp_path / "out", FAULT="linger")
     while not list(tmp_path.glob("out.partial/slices/*")):
         assert run.poll() is None
         time.sleep(0.1)
@@ -182,7 +186,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, number):
 
 
 def test_a_worker_that_dies_ends_the_run(tmp_path):
-    _, stderr = (run := start_slow_run(tmp_path / "out", DIE="1")).communicate(timeout=120)
+    _, stderr = (run := start_run(tmp_path / "out", FAULT="die")).communicate(timeout=120)
     assert run.returncode == 2 and "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("error: --workers: a worker process died")
     assert list(tmp_path.iterdir()) == []
