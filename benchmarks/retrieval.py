@@ -55,7 +55,8 @@ def make_bank(kind: str, n: int, seed: int = 0) -> CodeBank:
     noise = {"size": (n, *GRID), "low": 0, "high": CODES}
     normal, abnormal = (rng.integers(**noise) if kind == "uniform" else volumes() for _ in range(2))
     return CodeBank.from_arrays(
-        normal_indices=normal, abnormal_indices=abnormal, normal_codebook=codebook, abnormal_codebook=codebook, rows=rows,
+        normal_indices=normal, abnormal_indices=abnormal, rows=rows,
+        normal_codebook=codebook, abnormal_codebook=codebook,
     )
 
 
@@ -71,9 +72,13 @@ def product_quantiser(bank: CodeBank) -> faiss.IndexPQ:
     cells = GRID[0] * GRID[1]
     index = faiss.IndexPQ(cells * WIDTH, cells, 9)
     faiss.copy_array_to_vector(np.tile(bank.normal_codebook.ravel(), cells), index.pq.centroids)
-    bits = [np.packbits(((codes.reshape(-1, cells, 1) >> np.arange(9)) & 1).astype(np.uint8).reshape(len(codes), -1),
-                        axis=1, bitorder="little") for codes in np.array_split(bank.normal_indices, -(-len(bank) // 10000))]
-    faiss.copy_array_to_vector(np.concatenate(bits).ravel(), index.codes)
+
+    def pack(codes: np.ndarray) -> np.ndarray:
+        bits = (codes.reshape(len(codes), cells, 1) >> np.arange(9, dtype=np.uint16) & 1).astype(np.uint8)
+        return np.packbits(bits.reshape(len(codes), -1), axis=1, bitorder="little")
+
+    pieces = np.array_split(bank.normal_indices, -(-len(bank) // 10_000))
+    faiss.copy_array_to_vector(np.concatenate([pack(codes) for codes in pieces]).ravel(), index.codes)
     index.is_trained, index.ntotal = True, len(bank)
     return index
 
@@ -135,9 +140,18 @@ def both_over_one(bank: CodeBank, queries: int, rounds: int) -> str:
     normal, abnormal = (make_queries(bank, part, queries) for part in ("normal", "abnormal"))
     ratios = []
     for _ in range(rounds + 1):
+        one = seconds(lambda: bank.search(normal=normal))
         both = seconds(lambda: bank.search(normal=normal, abnormal=abnormal))
-        ratios.append(2 * both / (seconds(lambda: bank.search(normal=normal)) + seconds(lambda: bank.search(abnormal=abnormal))))
+        other = seconds(lambda: bank.search(abnormal=abnormal))
+        ratios.append(2 * both / (one + other))
     return f"- Both codes over one, {len(bank):,} codes, {queries} queries: {spread(ratios[1:], 2)} times the time."
+
+
+def run_apart(*flags: str, **environment: str) -> dict[str, float]:
+    """What this program, run with `flags` in a process of its own, prints."""
+    run = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE,
+                         env={**os.environ, **environment})
+    return json.loads(run.stdout)
 
 
 def fresh_process(directory: str) -> None:
@@ -159,8 +173,7 @@ def fresh_process(directory: str) -> None:
 def opening(bank: CodeBank) -> str:
     with tempfile.TemporaryDirectory() as folder:
         bank.save(f"{folder}/bank")
-        run = subprocess.run([sys.executable, __file__, "--fresh", f"{folder}/bank"], check=True, stdout=subprocess.PIPE)
-        cost = json.loads(run.stdout)
+        cost = run_apart("--fresh", f"{folder}/bank")
     return (f"- A bank of {len(bank):,} codes in a fresh process: opened in {cost['open'] * 1e3:.0f} ms; first search "
             f"{cost['first']:.1f} s (layout and compilation), second {cost['second'] * 1e3:.0f} ms; a distance adds "
             f"{cost['anonymous']:.0f} MB ({cost['mapped']:.0f} MB more are mapped files, which the system can drop).")
@@ -190,11 +203,9 @@ def count_wrong(n: int, queries: int) -> None:
 
 
 def exactness(n: int) -> str:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    run = subprocess.run([sys.executable, __file__, "--exact", str(n)], check=True, stdout=subprocess.PIPE, env=environment)
-    counts = json.loads(run.stdout)
-    return (f"- Exactness at {n:,} codes (volumes, uniform, duplicates; normal, abnormal, both; k 1, 10, 100, 1000; 1, 2, "
-            f"4, 8 shards): {counts['wrong']} of {counts['answers']:,} hits differ from float64 brute force.")
+    counts = run_apart("--exact", str(n), XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    return (f"- Exactness at {n:,} codes (volumes, uniform, duplicates; normal, abnormal, both; k 1, 10, 100, 1000; 1, "
+            f"2, 4, 8 shards): {counts['wrong']} of {counts['answers']:,} hits differ from float64 brute force.")
 
 
 def on_gpu(n: int, rounds: int) -> Iterator[str]:
@@ -218,7 +229,8 @@ def on_gpu(n: int, rounds: int) -> Iterator[str]:
 
         def by_cdist() -> None:
             for some in torch.from_numpy(q).cuda().split(64):
-                torch.topk(torch.cdist(book[some].reshape(len(some), -1), dense.float()), 10, largest=False).indices.cpu()
+                distance = torch.cdist(book[some].reshape(len(some), -1), dense.float())
+                torch.topk(distance, 10, largest=False).indices.cpu()
 
         methods = {"ours": lambda: bank.search(normal=q), "torch bf16": by_torch,
                    "read codes once": lambda: read(stream).block_until_ready(),
@@ -234,8 +246,8 @@ def on_gpu(n: int, rounds: int) -> Iterator[str]:
 
 def report(sizes: list[int], batch: int, rounds: int) -> Iterator[str]:
     device = jax.devices()[0]
-    yield f"{device.device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start. Times over ours: " \
-          "median (quartiles)."
+    yield (f"{device.device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start. Times over "
+           "ours: median (quartiles).")
     yield "\n| codes | queries | k | method | ms a query | time over ours |\n|---|---|---|---|---|---|"
     if device.platform == "gpu":
         for n in sizes:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 
 from decomp_jax.errors import UserError
@@ -21,6 +22,8 @@ def search_banks(
     one_per_patient: bool,
 ) -> None:
     """Searches `bank_dir` for the k rows nearest to each row of `queries_dir`, or to each pair of its rows.
+
+    The bank is shared out to all devices of all processes; process 0 writes.
 
     Args:
         by: which code to compare.
@@ -43,9 +46,10 @@ def search_banks(
         normal=None if by == "abnormal" else queries.normal_indices[normal_rows],
         abnormal=None if by == "normal" else queries.abnormal_indices[abnormal_rows],
         k=k, exclude=queries.rows["patient_id"][query_rows] if exclude_same_patient else None,
-        one_per_patient=one_per_patient,
+        one_per_patient=one_per_patient, mesh=jax.make_mesh((jax.device_count(),), ("data",)),
     )
-    write_hits(out, hits, bank.rows)
+    if jax.process_index() == 0:
+        write_hits(out, hits, bank.rows)
 
 
 def write_hits(out: str | os.PathLike, hits: Hits, rows: np.ndarray) -> None:
@@ -71,7 +75,7 @@ def _read_pairs(path: str | os.PathLike, size: int) -> np.ndarray:
                 raise UserError(f"{path}: needs columns {', '.join(PAIR_COLUMNS)}")
             pairs = np.array([[int(line[column]) for column in PAIR_COLUMNS] for line in reader], int).reshape(-1, 2)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: can't be read ({error}); give whole numbers under {', '.join(PAIR_COLUMNS)}") from None
+        raise UserError(f"{path}: can't be read ({error}); needs whole numbers in {', '.join(PAIR_COLUMNS)}") from None
     if pairs.size and not 0 <= pairs.min() <= pairs.max() < size:
         raise UserError(f"{path}: names rows {pairs.min()}..{pairs.max()}, but the query bank has rows 0..{size - 1}")
     return pairs

@@ -88,7 +88,9 @@ class CodeBank:
         _check_shapes(bank, "")
         for part in PARTS:
             _check_range(bank, part, indices[f"{part}_indices"])
-        narrow = {name: array.astype(np.uint16, copy=False) for name, array in indices.items()}
+        narrow = {name: array.astype(np.uint16, copy=False).view() for name, array in indices.items()}
+        for array in narrow.values():
+            array.flags.writeable = False
         return dataclasses.replace(bank, **narrow)
 
     @classmethod
@@ -103,7 +105,7 @@ class CodeBank:
         """
         directory = Path(directory)
         header = _read_header(directory)
-        checksums = header.pop("checksums", {})
+        checksums = header.pop("checksums")
         for file in FILES if verify else CODEBOOK_FILES:
             _check_sum(directory / file, checksums.get(file))
         arrays = {Path(file).stem: _map(directory / file) for file in FILES}
@@ -136,8 +138,8 @@ class CodeBank:
         for bank in banks[1:]:
             require_same_model(banks[0], bank)
             if bank.rows.dtype.names != banks[0].rows.dtype.names:
-                raise UserError(f"{bank.name}/rows.npy: columns {bank.rows.dtype.names} are not those of {banks[0].name}, "
-                                f"{banks[0].rows.dtype.names}; encode both with the same program")
+                raise UserError(f"{bank.name}/rows.npy: columns {bank.rows.dtype.names} are not those of "
+                                f"{banks[0].name}, {banks[0].rows.dtype.names}; encode both with the same program")
         arrays = {
             name: np.concatenate([getattr(bank, name) for bank in banks])
             for name in ("normal_indices", "abnormal_indices", "rows")
@@ -308,6 +310,8 @@ def _read_header(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path}: can't be read ({error}); encode again") from None
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; encode again with this version")
+    if not isinstance(header.get("checksums"), dict):
+        raise UserError(f"{path}: has no checksums; encode again")
     return header
 
 

@@ -121,7 +121,8 @@ def _sharded(function: Callable, mesh: Mesh, out_specs: tuple) -> Callable:
 
 
 def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
-    # XLA's CPU compiler sorts everything where an output of top_k is sliced: so all of it is used, the last bound twice.
+    # XLA's CPU compiler sorts everything where an output of top_k is sliced, so all of it is used: the last group is
+    # looked at although the others would do.
     bounds, group = lax.top_k(-group_minima(codes.blocks, tables.lower, queries).astype(jnp.float32), groups)
     beyond = -bounds.min(1).astype(jnp.int64) * tables.step
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
@@ -139,8 +140,7 @@ def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, gr
 
 
 def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> tuple[Array, Array]:
-    luts = tables.exact[queries]
-    distance = jnp.stack([_add_up(codes.blocks, lut).reshape(-1) for lut in luts])
+    distance = lax.map(lambda query: _add_up(codes.blocks, tables.exact[query]).reshape(-1), queries)
     row = _first_row(codes.rows[:, None], codes.patients[:, None], exclude)
     return jnp.where(row == NO_ROW, NO_DISTANCE, distance), row
 
@@ -149,8 +149,9 @@ def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], que
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
-    XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So a batch is scanned
-    block by block, each turn adding up one block while it reduces the one before: a loop's carry is never fused.
+    XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So a batch is
+    scanned block by block, each turn adding up one block while it reduces the one before: a loop's carry is never
+    fused.
     """
     luts = lower[queries].transpose(1, 2, 0)
     if len(queries) == 1 or jax.default_backend() != "cpu":
@@ -176,10 +177,13 @@ def _add_up(codes: UInt16[Array, "*b p r"], luts: Array) -> Array:
 def _exact(blocks: Array, exact: Array, queries: Array, group: Int[Array, "q g"]) -> Int64[Array, "q g 32"]:
     block, within = group // (BLOCK // GROUP), group % (BLOCK // GROUP)
     near = blocks.reshape(*blocks.shape[:2], -1, GROUP).at[block, :, within].get(mode="promise_in_bounds")
-    return sum(
-        exact.at[queries[:, p, None, None], near[:, :, p]].get(mode="promise_in_bounds")
-        for p in range(queries.shape[1])
-    )
+
+    def turn(p: Array, total: Array) -> Array:
+        row = lax.dynamic_index_in_dim(queries, p, 1, keepdims=False)
+        code = lax.dynamic_index_in_dim(near, p, 2, keepdims=False)
+        return total + exact.at[row[:, None, None], code].get(mode="promise_in_bounds")
+
+    return lax.fori_loop(0, queries.shape[1], turn, jnp.zeros((*group.shape, GROUP), exact.dtype))
 
 
 def _first_row(rows: Array, patients: Array, exclude: Int32[Array, "q 2"]) -> Int32[Array, "q n"]:

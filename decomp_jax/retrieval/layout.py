@@ -44,7 +44,9 @@ class Layout:
     patient_members: Members
 
 
-def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.ndarray, start: int, mesh: Mesh) -> Layout:
+def make_layout(
+    read: Callable[[np.ndarray | slice], np.ndarray], patients: np.ndarray, start: int, mesh: Mesh,
+) -> Layout:
     """Layout of the rows start .. start + len(patients).
 
     Args:

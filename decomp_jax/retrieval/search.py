@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float32, Int, Int64
+from tqdm import tqdm
 
 from decomp_jax.errors import UserError
 from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, Tables, every, make_tables, nearest
@@ -91,7 +92,8 @@ def search(
     table_rows = _table_rows(bank, queries, cells)
     excluded = _patient_numbers(index.names, exclude, len(table_rows))
     distances, rows = _no_hits(len(table_rows), k)
-    for block in _slices(len(table_rows), MOST_QUERIES):
+    blocks = list(_slices(len(table_rows), MOST_QUERIES))
+    for block in tqdm(blocks, desc="search", unit="block", delay=2, disable=None):
         distances[block], rows[block] = _search(index, table_rows[block], excluded[block], k, one_per_patient)
     if len(_processes(mesh)) > 1:
         distances, rows = _join_processes(distances, rows, bank, k, one_per_patient)
@@ -175,14 +177,15 @@ def _members_found(index: _Index, members: Members, distance: np.ndarray, code: 
 
 def _best(found: _Found, queries: int, k: int, one_per_patient: bool) -> tuple[np.ndarray, np.ndarray]:
     """Distances and rows [queries,k] by (distance, row), the first of each patient if so asked."""
-    found = _Found(*(values[np.lexsort((found.row, found.distance, found.query))] for values in found))
+    order = np.lexsort((found.row, found.distance, found.query))
     if one_per_patient:
-        pair = found.query * (found.patient.max(initial=0) + 1) + found.patient
-        found = _Found(*(values[np.sort(np.unique(pair, return_index=True)[1])] for values in found))
-    rank = np.arange(len(found.query)) - np.searchsorted(found.query, found.query)
-    query, distance, row, _ = (values[rank < k] for values in found)
+        pair = (found.query * (found.patient.max(initial=0) + 1) + found.patient)[order]
+        order = order[np.sort(np.unique(pair, return_index=True)[1])]
+    query = found.query[order]
+    rank = np.arange(len(query)) - np.searchsorted(query, query)
+    order, at = order[rank < k], (query[rank < k], rank[rank < k])
     distances, rows = _no_hits(queries, k)
-    distances[query, rank[rank < k]], rows[query, rank[rank < k]] = distance, row
+    distances[at], rows[at] = found.distance[order], found.row[order]
     return distances, rows
 
 
@@ -248,7 +251,7 @@ def _patient_numbers(names: np.ndarray, exclude: Sequence[str] | np.ndarray | No
 
 
 def _table_rows(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
-    """Rows int32 [Q,positions] of the tables to look up: queries' indices, and the row of zeros where cells is False."""
+    """Rows int32 [Q,positions] of the tables to look up: queries' indices; the row of zeros where cells is False."""
     rows, offset = [], 0
     for part, query in queries.items():
         rows.append(query.reshape(len(query), query.shape[1] * query.shape[2]).astype(np.int32) + offset)
@@ -259,7 +262,9 @@ def _table_rows(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndar
     return table_rows
 
 
-def _check(bank: "CodeBank", queries: dict[str, np.ndarray], k: int, cells: np.ndarray | None, mesh: Mesh | None) -> None:
+def _check(
+    bank: "CodeBank", queries: dict[str, np.ndarray], k: int, cells: np.ndarray | None, mesh: Mesh | None,
+) -> None:
     if k < 1:
         raise UserError(f"k: must be at least 1, not {k}")
     if not queries:

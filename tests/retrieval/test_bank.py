@@ -171,7 +171,8 @@ def write(bank: CodeBank, out: Path, rows: int, then: type[BaseException] | None
 
 def test_written_piece_by_piece(bank: CodeBank, tmp_path: Path) -> None:
     write(bank, tmp_path / "new" / "bank", 300)
-    np.testing.assert_array_equal(CodeBank.load(tmp_path / "new" / "bank", verify=True).normal_indices, bank.normal_indices)
+    written = CodeBank.load(tmp_path / "new" / "bank", verify=True)
+    np.testing.assert_array_equal(written.normal_indices, bank.normal_indices)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bank"]
 
 
@@ -187,7 +188,8 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(bank: CodeBank, tmp_pat
     write_and_die = (
         "import os, sys, numpy as np; from decomp_jax.retrieval import BankWriter\n"
         "rows = np.zeros(2, [('patient_id', 'U1'), ('slice_index', 'i4')]); book = np.eye(2)\n"
-        "with BankWriter(sys.argv[1], rows=rows, normal_codebook=book, abnormal_codebook=book, grid=(1, 1)) as writer:\n"
+        "books = {'normal_codebook': book, 'abnormal_codebook': book}\n"
+        "with BankWriter(sys.argv[1], rows=rows, **books, grid=(1, 1)) as writer:\n"
         "    writer.append(np.zeros((2, 1, 1), int), np.zeros((2, 1, 1), int)); os.kill(os.getpid(), 9)\n"
     )
     run = subprocess.run([sys.executable, "-c", write_and_die, tmp_path / "bank"], cwd=Path(__file__).parents[2])
