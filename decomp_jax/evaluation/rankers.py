@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Bool, Float, Integer
 
 from decomp_jax.evaluation.slices import SliceSet
@@ -109,8 +110,9 @@ def principal_components(
     pixels = images[np.sort(sample)].reshape(len(sample), -1).astype(np.float32)
     mean = pixels.mean(0)
     # The few images span all components: eigenvectors of their products instead of the pixels' covariance.
-    _, vectors = np.linalg.eigh((pixels - mean) @ (pixels - mean).T)
-    components = np.linalg.qr((pixels - mean).T @ vectors[:, ::-1][:, :PCA_COMPONENTS])[0]
+    largest = (max(len(pixels) - PCA_COMPONENTS, 0), len(pixels) - 1)
+    _, vectors = scipy.linalg.eigh((pixels - mean) @ (pixels - mean).T, subset_by_index=largest)
+    components = np.linalg.qr((pixels - mean).T @ vectors)[0]
 
     def project(slices: SliceSet) -> Float[np.ndarray, "m k"]:
         blocks = range(0, len(slices), relevance.REFERENCE_BLOCK)

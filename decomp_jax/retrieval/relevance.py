@@ -42,6 +42,7 @@ def _class_dice(
     return jnp.moveaxis(jax.lax.map(dice, jnp.arange(1, classes + 1, dtype=jnp.uint8)), 0, -1)
 
 
+@functools.partial(jax.jit, static_argnames="classes")
 def area_similarity(
     query: UInt8[AnyArray, "q h w"], reference: UInt8[AnyArray, "r h w"], *, classes: int
 ) -> Float[Array, "q r {classes}"]:
@@ -59,8 +60,9 @@ def _ratio(part: Array, whole: Array) -> Array:
     return jnp.where(whole > 0, part / jnp.maximum(whole, 1), jnp.nan)
 
 
+@functools.partial(jax.jit, static_argnames="absent")
 def mean_over_classes(
-    values: Float[Array, "q r classes"], absent: Literal["skipped", "zero"] = "skipped"
+    values: Float[AnyArray, "q r classes"], absent: Literal["skipped", "zero"] = "skipped"
 ) -> Float[Array, "q r"]:
     """Mean over classes. A class absent from both slices is left out of the mean, or counted as 0.
 
