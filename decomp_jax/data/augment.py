@@ -8,7 +8,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from decomp_jax.config import AugmentConfig
-from decomp_jax.losses.objective import Targets
+from decomp_jax.types import Targets
 
 Batch = dict[str, Array]
 
