@@ -4,7 +4,7 @@ Images are grey; labels lie over them in colours that stay apart for the colour-
 by class, cool for anatomy, one hue a structure, dark on the left side and light on the right.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from decomp_jax.data.schema import Settings
 from decomp_jax.evaluation.decomposer import Decomposition
 from decomp_jax.evaluation.rankers import METHODS
-from decomp_jax.evaluation.scores import Relevances, Scores, label_overlap
+from decomp_jax.evaluation.scores import Overlap, Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Mixed, Table
 from decomp_jax.retrieval.statistics import Interval
@@ -118,14 +118,13 @@ _TITLES = {
 
 
 def retrieval_figure(
-    query: SliceSet, reference: SliceSet, scores: Scores, mixed: Mixed | None, settings: Settings
+    query: SliceSet, reference: SliceSet, scores: Scores, mixed: Mixed | None, relevances: Overlap, settings: Settings
 ) -> Figure:
     """Figure 3 of the paper: queries and their nearest references by either code, and by a mix of two images.
 
     The queries are those at fixed quantiles of Dice@5 (not the best), among slices whose lesion is larger than most.
     """
     rows = _figure_rows(query, scores, mixed)
-    relevances = label_overlap(query, reference, settings)
     display = Display.of(query.image)
     titles = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1].title != row.title]
     width = (2 + HITS) * (CELL + GAP) + 3 * GAP
@@ -166,8 +165,7 @@ def _typical(values: Float[np.ndarray, "n"], shown: Bool[np.ndarray, "n"]) -> li
 
 
 def _draw_row(
-    axes: list[Axes], row: _Row, query: SliceSet, reference: SliceSet,
-    relevances: Callable[[Integer[np.ndarray, "q"]], Relevances], display: Display,
+    axes: list[Axes], row: _Row, query: SliceSet, reference: SliceSet, relevances: Overlap, display: Display
 ) -> None:
     targets = [target for _, target in row.asked]
     for c, (i, target) in enumerate(row.asked, start=2 - len(row.asked)):

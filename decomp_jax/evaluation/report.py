@@ -75,10 +75,11 @@ def measure(
     settings = dataset.settings
     depth = min(scores.DEPTH, len(reference))
     methods = rankers(query, reference, depth=depth, lesion_classes=len(settings.lesion_classes), seed=SEED)
-    found = scores.score(query, reference, methods, settings)
+    overlap = scores.label_overlap(query, reference, settings)
+    found = scores.score(query, reference, methods, overlap)
     bootstrap = Bootstrap.of(query.rows["patient_id"], seed=SEED)
     summary = tables.Summary.of(found, bootstrap)
-    mixed = tables.mixed_queries(query, reference, settings, seed=SEED)
+    mixed = tables.mixed_queries(query, reference, overlap, seed=SEED)
     metrics = {
         "provenance": {
             "model_digest": decomposer.model_digest, "trained on data_digest": decomposer.data_digest,
@@ -99,7 +100,7 @@ def measure(
         "counterfactual": counterfactual_table(decomposer, dataset, query),
     }
     drawn = {
-        "retrieval": figures.retrieval_figure(query, reference, found, mixed, settings),
+        "retrieval": figures.retrieval_figure(query, reference, found, mixed, overlap, settings),
         "decomposition": _decomposition_figure(decomposer, dataset, query),
         "codebooks": figures.codebook_figure(reference),
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 from tqdm import tqdm
 
 from decomp_jax.data.schema import Settings
@@ -33,11 +33,11 @@ ORACLES = {
 Scores = dict[tuple[str, str, str], Float[np.ndarray, "n"]]
 # Relevance of each reference for each query, by target and kind ("dice", "whole_dice", ...).
 Relevances = dict[str, dict[str, Float[np.ndarray, "q r"]]]
+Overlap = Callable[[Integer[np.ndarray, "q"]], Relevances]
 
 
-def score(query: SliceSet, reference: SliceSet, methods: dict[str, Ranker], settings: Settings) -> Scores:
+def score(query: SliceSet, reference: SliceSet, methods: dict[str, Ranker], relevances: Overlap) -> Scores:
     """Scores of the given methods and of the oracles, over all queries."""
-    relevances = label_overlap(query, reference, settings)
     columns = text_columns(query.rows, reference.rows)
     blocks = np.array_split(np.arange(len(query)), -(-len(query) // QUERY_BLOCK))
     parts = [
@@ -53,16 +53,17 @@ def same_patient(
     return query.rows["patient_id"][queries, None] == reference.rows["patient_id"]
 
 
-def label_overlap(
-    query: SliceSet, reference: SliceSet, settings: Settings
-) -> Callable[[Integer[np.ndarray, "q"]], Relevances]:
+def label_overlap(query: SliceSet, reference: SliceSet, settings: Settings) -> Overlap:
     """The relevances of all references for some queries; a target without labels is absent."""
     lesions, regions = len(settings.lesion_classes), len(settings.anatomy_classes)
     asked = {"normal": None if query.anatomy is None else query.anatomy.any((1, 2)), "abnormal": query.lesion}
     ours, theirs = _views(query), {name: jnp.asarray(labels) for name, labels in _views(reference).items()}
 
-    def dice(view: str, classes: int, queries: np.ndarray) -> Float[np.ndarray, "q r c"]:
+    def dice(view: str, classes: int, queries: np.ndarray) -> Float[Array, "q r c"]:
         return relevance.class_dice(ours[view][queries], theirs[view], classes=classes)
+
+    def whole(view: str, queries: np.ndarray) -> Float[Array, "q r"]:
+        return relevance.whole_dice(ours[view][queries], theirs[view])
 
     def of(queries: np.ndarray) -> Relevances:
         found: Relevances = {}
@@ -71,9 +72,9 @@ def label_overlap(
         if query.lesion.any():
             area = relevance.area_similarity(ours["lesion"][queries], theirs["lesion"], classes=lesions)
             found["abnormal"] = _conventions(dice("lesion", lesions, queries)) | {
-                "whole_dice": dice("whole", 1, queries)[..., 0],
+                "whole_dice": whole("lesion", queries),
                 "aligned_dice": relevance.mean_over_classes(dice("aligned", lesions, queries)),
-                "aligned_whole_dice": dice("aligned_whole", 1, queries)[..., 0],
+                "aligned_whole_dice": whole("aligned", queries),
                 "area_similarity": relevance.mean_over_classes(area),
             }
         found = {
@@ -93,15 +94,11 @@ def label_overlap(
 
 def _views(slices: SliceSet) -> dict[str, np.ndarray]:
     """The label maps that slices are compared by."""
-    aligned = relevance.centre_lesions(slices.label)
-    views = {
-        "lesion": slices.label, "whole": (slices.label > 0).astype(np.uint8),
-        "aligned": aligned, "aligned_whole": (aligned > 0).astype(np.uint8),
-    }
+    views = {"lesion": slices.label, "aligned": relevance.centre_lesions(slices.label)}
     return views if slices.anatomy is None else views | {"anatomy": slices.anatomy}
 
 
-def _conventions(dice: Float[np.ndarray, "q r c"]) -> dict[str, Float[np.ndarray, "q r"]]:
+def _conventions(dice: Float[Array, "q r c"]) -> dict[str, Float[Array, "q r"]]:
     return {"dice": relevance.mean_over_classes(dice), "zero_dice": relevance.mean_over_classes(dice, "zero")}
 
 
@@ -132,7 +129,7 @@ def _block_scores(
         one_each = relevance.first_of_each(rows, patient, k=max(TOP))
         for target, kinds in relevances.items():
             scores = target_scores(kinds, rows, one_each, ideal[f"oracle_{target}"], excluded, THRESHOLDS[target])
-            yield from ((((method, target, measure)), values) for measure, values in scores)
+            yield from (((method, target, measure), values) for measure, values in scores)
         for measure, values in agreements.items():
             for k in TOP:
                 gains = relevance.gains_of(values, rows[:, :k])

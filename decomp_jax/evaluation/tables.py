@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Integer
 
-from decomp_jax.data.schema import Settings
 from decomp_jax.evaluation.rankers import METHODS
-from decomp_jax.evaluation.scores import QUERY_BLOCK, Scores, label_overlap, same_patient
+from decomp_jax.evaluation.scores import QUERY_BLOCK, Overlap, Scores, same_patient
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.retrieval import relevance
 from decomp_jax.retrieval.statistics import Bootstrap, Interval, interval
@@ -132,7 +131,7 @@ class Mixed(NamedTuple):
 
 
 def mixed_queries(
-    query: SliceSet, reference: SliceSet, settings: Settings, *, k: int = 5, seed: int = 0
+    query: SliceSet, reference: SliceSet, relevances: Overlap, *, k: int = 5, seed: int = 0
 ) -> Mixed | None:
     """Searches with the anatomy of one slice, A, and the lesion of another patient's, B, scored against both.
 
@@ -143,7 +142,6 @@ def mixed_queries(
     if query.anatomy is None or len(np.unique(query.rows["patient_id"][lesion])) < 2:
         return None
     pairs = _draw_pairs(query.rows["patient_id"], lesion, np.random.default_rng(seed))
-    relevances = label_overlap(query, reference, settings)
     blocks = np.array_split(pairs, -(-len(pairs) // QUERY_BLOCK))
     parts = [dict(_mixed_scores(query, reference, relevances, block, k)) for block in blocks]
     return Mixed(pairs, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -167,7 +165,7 @@ def _draw_pairs(patients: np.ndarray, slices: np.ndarray, rng: np.random.Generat
 
 
 def _mixed_scores(
-    query: SliceSet, reference: SliceSet, relevances: Callable, pairs: Integer[np.ndarray, "m 2"], k: int
+    query: SliceSet, reference: SliceSet, relevances: Overlap, pairs: Integer[np.ndarray, "m 2"], k: int
 ) -> Iterator[tuple[tuple[str, str, str], Float[np.ndarray, "m"]]]:
     a, b = pairs.T
     of_a, of_b = relevances(a), relevances(b)

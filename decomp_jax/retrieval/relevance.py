@@ -26,20 +26,27 @@ def class_dice(
     return jnp.concatenate([_class_dice(query, reference[i : i + REFERENCE_BLOCK], classes) for i in blocks], axis=1)
 
 
+def whole_dice(query: UInt8[AnyArray, "q h w"], reference: UInt8[AnyArray, "r h w"]) -> Float[Array, "q r"]:
+    """Dice of the parts that have any label; NaN where neither slice has one."""
+    blocks = range(0, len(reference), REFERENCE_BLOCK)
+    return jnp.concatenate([_mask_dice(query > 0, reference[i : i + REFERENCE_BLOCK] > 0) for i in blocks], axis=1)
+
+
 @functools.partial(jax.jit, static_argnames="classes")
 def _class_dice(
     query: UInt8[AnyArray, "q h w"], reference: UInt8[AnyArray, "r h w"], classes: int
 ) -> Float[Array, "q r {classes}"]:
+    labels = jnp.arange(1, classes + 1, dtype=jnp.uint8)
+    return jnp.moveaxis(jax.lax.map(lambda label: _mask_dice(query == label, reference == label), labels), 0, -1)
+
+
+@jax.jit
+def _mask_dice(query: Bool[AnyArray, "q h w"], reference: Bool[AnyArray, "r h w"]) -> Float[Array, "q r"]:
     # Zeros and ones are exact in any type, and float32 counts pixels exactly up to 2**24; bfloat16 is slow on a CPU.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    query, reference = (labels.reshape(len(labels), -1) for labels in (query, reference))
-
-    def dice(label: Array) -> Float[Array, "q r"]:
-        a, b = ((labels == label).astype(dtype) for labels in (query, reference))
-        overlap = jnp.matmul(a, b.T, preferred_element_type=jnp.float32)
-        return _ratio(2 * overlap, a.sum(1, dtype=jnp.float32)[:, None] + b.sum(1, dtype=jnp.float32))
-
-    return jnp.moveaxis(jax.lax.map(dice, jnp.arange(1, classes + 1, dtype=jnp.uint8)), 0, -1)
+    a, b = (masks.reshape(len(masks), -1).astype(dtype) for masks in (query, reference))
+    overlap = jnp.matmul(a, b.T, preferred_element_type=jnp.float32)
+    return _ratio(2 * overlap, a.sum(1, dtype=jnp.float32)[:, None] + b.sum(1, dtype=jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames="classes")

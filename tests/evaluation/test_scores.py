@@ -14,7 +14,7 @@ from tests.evaluation.fakes import settings
 
 def scored(query: SliceSet, reference: SliceSet) -> Scores:
     methods = rankers(query, reference, depth=len(reference), lesion_classes=2)
-    return score(query, reference, methods, settings())
+    return score(query, reference, methods, label_overlap(query, reference, settings()))
 
 
 @pytest.fixture(scope="module")

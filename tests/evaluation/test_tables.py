@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
+from decomp_jax.evaluation.scores import label_overlap
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import (
     Summary, abnormality_table, code_use, mixed_queries, mixed_table, segmentation_table,
@@ -56,7 +57,7 @@ def test_use_of_a_codebook() -> None:
 
 
 def test_mixed_queries_are_of_two_patients_and_lie_between_the_codes(query: SliceSet, reference: SliceSet) -> None:
-    mixed = mixed_queries(query, reference, settings())
+    mixed = mixed_queries(query, reference, label_overlap(query, reference, settings()))
     of_a, of_b = query.rows["patient_id"][mixed.pairs].T
     assert (of_a != of_b).all()
     assert query.lesion[mixed.pairs].all()
