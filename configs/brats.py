@@ -15,7 +15,7 @@ PAPER = Config(
         codebook_normal=1.0,
         codebook_abnormal=1.0,
         nothing=0.0,
-        margin=0.0,
+        layout=0.0,
         discrimination=1.0,
         generalized_dice=1.0,
         soft_dice=0.0,
@@ -24,7 +24,7 @@ PAPER = Config(
         reconstruction_plus=1e4,
         residual=1.0,
     ),
-    augment=AugmentConfig(transplant=0.0),
+    augment=AugmentConfig(transplant=0.0, intensity=0.0),
     train=TrainConfig(warmup_steps=0, learning_rate=5e-3),
 )
 

@@ -32,7 +32,7 @@ class ModelConfig:
     own_blocks: int = 2
     spade_width: int = 128
     spade_stop_gradient: bool = False
-    nothing_threshold: float = 10.0
+    nothing_threshold: float = 2.5
     codebook_decay: float = 0.99
     revive_below: float = 0.1
     dtype: str = "bfloat16"
@@ -47,7 +47,7 @@ class LossWeights:
     commitment_normal: float = 0.25
     commitment_abnormal: float = 0.25
     nothing: float = 1.0
-    margin: float = 1.0
+    layout: float = 1.0
     discrimination: float = 0.0
     generalized_dice: float = 0.0
     soft_dice: float = 5.0
@@ -73,7 +73,7 @@ class AugmentConfig:
     rotation: float = 12.0
     scale: float = 0.12
     transplant: float = 0.5
-    intensity: float = 0.0
+    intensity: float = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TrainConfig:
             ones (clamped to a quarter of `steps`).
         ramp_steps: linear ramp of the learning rate.
         batch_size: global batch.
-        margin: pi, the threshold of the discrimination and margin terms (Appendix D).
+        margin: pi, the threshold of the discrimination term (Appendix D).
         revive_until: share of the steps after which codebooks are no longer revived, so that codes settle.
         init_from: another run's directory, whose newest parameters this run starts from.
         eval_every: steps between validation passes; 0 for none.

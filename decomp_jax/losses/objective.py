@@ -12,10 +12,14 @@ from decomp_jax.losses import latent, segmentation
 from decomp_jax.types import Outputs, Targets
 
 
-def lesion_fraction(label: Int[Array, "b s s"], grid: int) -> Float[Array, "b {grid} {grid}"]:
-    """Share of each cell's pixels that carry a lesion."""
-    b, s, _ = label.shape
-    return (label > 0).astype(jnp.float32).reshape(b, grid, s // grid, grid, s // grid).mean((2, 4))
+# Channels of z_e_abnormal that carry the layout have this length in a cell full of one class.
+LAYOUT_SCALE = 10.0
+
+
+def class_fractions(onehot: Float[Array, "b s s k"], grid: int) -> Float[Array, "b {grid} {grid} l"]:
+    """Share of each cell's pixels that carry each lesion class (class 0, background, is left out)."""
+    b, s, _, k = onehot.shape
+    return onehot.reshape(b, grid, s // grid, grid, s // grid, k).mean((2, 4))[..., 1:]
 
 
 def objective(
@@ -32,7 +36,7 @@ def objective(
     Terms whose weight is 0 are neither computed nor returned.
 
     Args:
-        margin: pi of equation 3; the margin of "nothing" is twice that.
+        margin: pi of equation 3.
         cell_pixels: lesion pixels from which on a cell's lesion code is trained.
         nothing: cells without a finding carry the "nothing" code; otherwise the abnormal path is trained on all cells
             of images with a lesion, as in the paper.
@@ -40,12 +44,13 @@ def objective(
     latents, codes = outputs.latents, outputs.codes
     classes = outputs.seg_logits.shape[-1]
     onehot = jax.nn.one_hot(targets.label, classes)
-    fraction = lesion_fraction(targets.label, latents.abnormal.shape[1])
+    fractions = class_fractions(onehot, latents.abnormal.shape[1])
+    fraction = fractions.sum(-1)
     has_lesion = (targets.label > 0).any((1, 2)).astype(jnp.float32)
     pixels_in_cell = (targets.label.shape[1] // fraction.shape[1]) ** 2
     all_cells = jnp.ones_like(fraction)
     lesion_cells = (
-        (fraction >= cell_pixels / pixels_in_cell).astype(jnp.float32)
+        (fraction > (cell_pixels - 0.5) / pixels_in_cell).astype(jnp.float32)
         if nothing
         else all_cells * has_lesion[:, None, None]
     )
@@ -62,7 +67,7 @@ def objective(
             latents.abnormal, codes.z_q_lesion, lesion_cells
         ),
         "nothing": lambda: latent.nothing_loss(latents.abnormal, fraction),
-        "margin": lambda: latent.margin_loss(latents.abnormal, fraction, radius=2 * margin),
+        "layout": lambda: latent.layout_loss(latents.abnormal, fractions, scale=LAYOUT_SCALE),
         "discrimination": lambda: latent.discrimination_loss(
             latents.abnormal, codes.z_q_lesion, margin=margin, is_normal=1 - has_lesion
         ),

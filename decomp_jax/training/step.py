@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from decomp_jax.config import Config, TrainConfig
 from decomp_jax.data.augment import augment
-from decomp_jax.losses.objective import lesion_fraction, objective
+from decomp_jax.losses.objective import objective
 from decomp_jax.mesh import replicated, sharded
 from decomp_jax.models import vq
 from decomp_jax.models.network import DecompositionNet
@@ -86,15 +86,17 @@ def update_codebooks(
     The abnormal codebook learns from lesion cells alone: elsewhere cells are drawn to nothing, or pushed away.
     """
     reviving = step < config.train.revive_until * config.train.steps
-    fraction = lesion_fraction(targets.label, outputs.latents.abnormal.shape[1])
+    grid = outputs.latents.abnormal.shape[1]
+    b, s, _ = targets.label.shape
+    lesion_cells = (targets.label > 0).reshape(b, grid, s // grid, grid, s // grid).any((2, 4))
     latents = {
-        "normal": (outputs.latents.normal, outputs.codes.normal_indices, jnp.ones_like(fraction)),
-        "abnormal": (outputs.latents.abnormal, outputs.codes.lesion_indices, (fraction > 0).astype(jnp.float32)),
+        "normal": (outputs.latents.normal, outputs.codes.normal_indices, jnp.ones_like(lesion_cells)),
+        "abnormal": (outputs.latents.abnormal, outputs.codes.lesion_indices, lesion_cells),
     }
     params, new_stats = dict(params), {}
     for i, (path, (z_e, indices, weight)) in enumerate(latents.items()):
         flat = z_e.reshape(-1, z_e.shape[-1])
-        weight = weight.reshape(-1)
+        weight = weight.reshape(-1).astype(jnp.float32)
         new_stats[path] = vq.update_by_average(
             stats[path], flat, indices.reshape(-1), weight, decay=config.model.codebook_decay
         )

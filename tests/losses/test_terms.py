@@ -38,11 +38,10 @@ def test_nothing_counts_lesion_free_cells_only(cells):
     np.testing.assert_allclose(latent.nothing_loss(z_e, fraction), [0.0, 2.5])
 
 
-def test_margin_by_hand(cells):
+def test_layout_by_hand(cells):
     z_e, _ = cells
-    fraction = jnp.array([[[0.5, 0.0]], [[0.125, 0.0]]])  # weights 1 and 1/2; gaps 0 (25 > 20) and 19
-    np.testing.assert_allclose(latent.margin_loss(z_e, fraction, radius=20.0), 0.5 * 19 / 1.5, rtol=1e-6)
-    assert latent.margin_loss(z_e, jnp.zeros_like(fraction), radius=20.0) == 0
+    shares = jnp.array([[[[0.16], [0.0]]], [[[0.25], [0.0]]]])  # first channels should be 4 and 5, and are 3 and 1
+    np.testing.assert_allclose(latent.layout_loss(z_e, shares, scale=10.0), [1 / 2, 16 / 2], rtol=1e-6)
 
 
 def test_discrimination_by_hand(cells):
