@@ -71,8 +71,8 @@ def _against_truth(
     summary = Summary.of(scores, bootstrap)
     table = summary.nested()
     for name in images:
-        remaining = summary.compare((name, "error inside"), ("x", "error inside"))["ratio"]
-        table[name]["near percent"] = Interval(*(100 * (1 - value) for value in (remaining[0], remaining[2], remaining[1])))
+        mean, low, high = summary.compare((name, "error inside"), ("x", "error inside"))["ratio"]
+        table[name]["near percent"] = Interval(100 - 100 * mean, 100 - 100 * high, 100 - 100 * low)
     return {"images": table}
 
 

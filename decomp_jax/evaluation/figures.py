@@ -1,7 +1,7 @@
 """Figures of the report: the paper's Figure 3 and Figure E.1 from our banks, and the measures behind them.
 
-Images are grey; labels lie over them in colours that stay apart for the colour-blind: warm for lesions, lighter to darker
-by class, cool for anatomy, one hue a structure, dark on the left side and light on the right.
+Images are grey; labels lie over them in colours that stay apart for the colour-blind: warm for lesions, lighter to
+darker by class, cool for anatomy, one hue a structure, dark on the left side and light on the right.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,10 @@ from decomp_jax.evaluation.rankers import METHODS
 from decomp_jax.evaluation.scores import Overlap, Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Mixed, Table
-from decomp_jax.retrieval.statistics import Interval
 
 INK, SOFT, ACCENT, BOUND = "#1c2733", "#8b97a3", "#0b5fa5", "#b3541e"
 LESION_COLOURS = ("#f7e04a", "#f0932b", "#c8321e", "#8a1c5c", "#ffb3a7")
 ANATOMY_COLOURS = ("#1b7f79", "#79c7bf", "#2a5caa", "#8fb4e3", "#7a4fa3", "#c3a4de")
-LESION_ALPHA, ANATOMY_ALPHA = 0.55, 0.38
 HITS = 5
 CELL, GAP, CAPTION, TITLE = 1.32, 0.08, 0.42, 0.36  # inches: an image, between images, below one, above a block
 QUANTILES = (0.8, 0.5, 0.2)  # of Dice@5: the queries shown do well, middling and badly
@@ -62,9 +60,10 @@ class Display(NamedTuple):
     ) -> Float[np.ndarray, "t t 3"]:
         """Colours [0,1] of an image (its first channel) under its labels."""
         rgb = np.repeat(np.clip(image[..., :1].astype(np.float32) / self.white, 0, 1), 3, axis=-1)
-        for labels, colours, alpha in ((anatomy, ANATOMY_COLOURS, ANATOMY_ALPHA), (lesion, LESION_COLOURS, LESION_ALPHA)):
+        for labels, colours, alpha in ((anatomy, ANATOMY_COLOURS, 0.38), (lesion, LESION_COLOURS, 0.55)):
             if labels is not None:
-                table = np.array([(0, 0, 0), *(to_rgb(colours[i % len(colours)]) for i in range(labels.max(initial=0)))])
+                shades = (to_rgb(colours[i % len(colours)]) for i in range(labels.max(initial=0)))
+                table = np.array([(0, 0, 0), *shades])
                 weight = alpha * (labels > 0)[..., None]
                 rgb = (1 - weight) * rgb + weight * table[labels]
         return rgb[self.window]
@@ -263,7 +262,9 @@ def selectivity_figure(retrieval: Table, measure: str = "dice@5") -> Figure:
     return figure
 
 
-_TARGET_TITLES = {"normal": "Like anatomy (mean over regions)\n", "abnormal": "Like lesion (mean over lesion classes)\n"}
+_TARGET_TITLES = {
+    "normal": "Like anatomy (mean over regions)\n", "abnormal": "Like lesion (mean over lesion classes)\n",
+}
 
 
 def codebook_figure(slices: SliceSet) -> Figure:
@@ -275,7 +276,8 @@ def codebook_figure(slices: SliceSet) -> Figure:
         for name, chosen, colour in (("lesion", slices.lesion, BOUND), ("lesion-free", ~slices.lesion, ACCENT)):
             if chosen.any():
                 share = np.sort(np.bincount(indices[chosen].ravel(), minlength=size))[::-1] / indices[chosen].size
-                axes.plot(np.arange(1, size + 1), np.where(share > 0, share, np.nan), color=colour, label=f"{name} slices")
+                used = share[share > 0]
+                axes.plot(np.arange(1, len(used) + 1), used, color=colour, label=f"{name} slices")
         axes.set(title=f"{path.capitalize()} codebook ({size} codes)", xlabel="code, by rank of use", yscale="log",
                  xscale="log")
         axes.grid(color="#e4e8ec", linewidth=0.8)
@@ -302,7 +304,8 @@ def training_figure(lines: Sequence[dict[str, float]]) -> Figure | None:
         last = max(step for points in parts.values() for step, _ in points)
         settled = [value for points in parts.values() for step, value in points if step >= last / 10]
         axes.set_ylim(min(0, *settled), 1.05 * max(*settled, 1e-6))
-        axes.set_title(title.replace("segmentation_dice/", "Dice of predicted ").rpartition("/")[2].replace("_", " "), fontsize=8.5, fontweight="normal")
+        name = title.replace("segmentation_dice/", "Dice of predicted ").rpartition("/")[2].replace("_", " ")
+        axes.set_title(name, fontsize=8.5, fontweight="normal")
     for axes in panels[len(curves) :]:
         axes.set_axis_off()
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
@@ -311,7 +314,9 @@ def training_figure(lines: Sequence[dict[str, float]]) -> Figure | None:
 
 
 _PARTS = {"train": "training", "val": "validation patients"}
-_SHOWN = ("loss/", "term/", "retrieval/", "segmentation_dice/", "codebook/abnormal_perplexity", "codebook/normal_perplexity")
+_SHOWN = (
+    "loss/", "term/", "retrieval/", "segmentation_dice/", "codebook/abnormal_perplexity", "codebook/normal_perplexity",
+)
 
 
 def _curves(lines: Sequence[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -322,8 +327,7 @@ def _curves(lines: Sequence[dict[str, float]]) -> dict[str, dict[str, list[tuple
             part, _, title = name.partition("/")
             if part in _PARTS and title.startswith(_SHOWN):
                 curves.setdefault(title, {}).setdefault(part, []).append((line["step"], value))
-    order = {prefix: i for i, prefix in enumerate(_SHOWN)}
-    return dict(sorted(curves.items(), key=lambda item: next(order[p] for p in _SHOWN if item[0].startswith(p))))
+    return {title: curves[title] for prefix in _SHOWN for title in curves if title.startswith(prefix)}
 
 
 # ---------------------------------------------------------------- contact sheet

@@ -28,8 +28,9 @@ FOUND_BY = {
 
 
 def run_query(
-    workdir: str | Path, bank: str | Path, image: str | Path, *, slice_index: int | None, lesion_from: str | Path | None,
-    lesion_slice: int | None, by: Literal["normal", "abnormal", "both"], k: int, out: str | Path,
+    workdir: str | Path, bank: str | Path, image: str | Path, *, slice_index: int | None,
+    lesion_from: str | Path | None, lesion_slice: int | None, by: Literal["normal", "abnormal", "both"], k: int,
+    out: str | Path,
 ) -> None:
     """Writes OUT/hits.csv and OUT/sheet.png, the query beside its hits.
 
@@ -44,8 +45,8 @@ def run_query(
         UserError: an image can't be used, or the bank is another network's.
     """
     if lesion_from is not None and by != "both":
-        raise UserError(f"--lesion_from: searches for the anatomy of one image with the lesion of another; use --by=both, "
-                        f"not --by={by}")
+        raise UserError(f"--lesion_from: searches for the anatomy of one image with the lesion of another; "
+                        f"use --by=both, not --by={by}")
     decomposer, searched = Decomposer.restore(workdir), CodeBank.load(bank)
     if searched.meta.get("model_digest") != decomposer.model_digest:
         raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
@@ -109,7 +110,8 @@ def _pixels_of(
         if read_manifest(data)["digest"] == bank.meta["data_digest"]:
             dataset = SliceDataset(data, split)
             stacked = dataset.stack(("image", "label"), rows)
-            labels = [label if known else None for label, known in zip(stacked["label"], dataset.rows["labelled"][rows])]
+            known = dataset.rows["labelled"][rows]
+            labels = [label if labelled else None for label, labelled in zip(stacked["label"], known)]
             return stacked["image"], labels, "Hits: with their labels, where they have any."
         reason = "has changed since the bank was encoded"
     except (UserError, OSError):

@@ -38,7 +38,9 @@ METHODS = {
 Ranker = Callable[[Integer[np.ndarray, "q"], Bool[np.ndarray, "q r"]], Integer[np.ndarray, "q k"]]
 
 
-def rankers(query: SliceSet, reference: SliceSet, *, depth: int, lesion_classes: int, seed: int = 0) -> dict[str, Ranker]:
+def rankers(
+    query: SliceSet, reference: SliceSet, *, depth: int, lesion_classes: int, seed: int = 0
+) -> dict[str, Ranker]:
     """The methods that know nothing of the labels (but for `lesion_grid`), as functions that give `depth` hits."""
     rng = np.random.default_rng(seed)
     grid = query.bank.grid

@@ -1,8 +1,8 @@
 """Scores of every query under every ranking, in one pass over blocks of queries: no array holds all pairs of slices.
 
 A score is named by (method, target, measure). The targets are what a search may be after: the `normal` anatomy, the
-`abnormal` findings, `both`; further ones are `slice` (agreement of whole slices) and `column NAME` (a text column of the
-rows). A query that a target does not ask for, such as a slice without lesion for `abnormal`, scores NaN.
+`abnormal` findings, `both`; further ones are `slice` (agreement of whole slices) and `column NAME` (a text column of
+the rows). A query that a target does not ask for, such as a slice without lesion for `abnormal`, scores NaN.
 """
 
 from collections.abc import Callable, Iterator

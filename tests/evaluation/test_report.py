@@ -82,10 +82,9 @@ def test_codes_that_know_the_labels_score_as_such(written: tuple[Path, dict[str,
 def test_table_and_json_hold_the_same_numbers(written: tuple[Path, dict[str, Any]]) -> None:
     folder, metrics = written
     lines = dict(line.split(",", 1) for line in (folder / "metrics.csv").read_text().splitlines())
-    mean, low, high = map(float, lines["retrieval | normal | abnormal | dice@5"].split(","))
-    assert metrics["retrieval"]["normal"]["abnormal"]["dice@5"] == {
-        "mean": pytest.approx(mean, rel=1e-5), "low": pytest.approx(low, rel=1e-5), "high": pytest.approx(high, rel=1e-5)
-    }
+    values = [float(value) for value in lines["retrieval | normal | abnormal | dice@5"].split(",")]
+    written = metrics["retrieval"]["normal"]["abnormal"]["dice@5"]
+    assert [written["mean"], written["low"], written["high"]] == pytest.approx(values, rel=1e-5)
 
 
 def test_page_needs_no_other_file_and_says_what_it_must(written: tuple[Path, dict[str, Any]]) -> None:
@@ -128,7 +127,9 @@ def test_unlabelled_slices_are_left_out(decomposer: FakeDecomposer) -> None:
 
 def test_no_labels_at_all_leave_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"anatomy_classes": (), "healthy": False}
-    splits = {"query": Heads(2, 3, seed=0, prefix="q", **changes), "reference": Heads(2, 3, seed=1, prefix="r", **changes)}
+    splits = {
+        split: Heads(2, 3, seed=i, prefix=split[0], **changes) for i, split in enumerate(("query", "reference"))
+    }
     for heads in splits.values():
         heads.rows["labelled"], heads.fields["label"][:] = False, 0
     metrics = write(tmp_path, monkeypatch, splits)

@@ -63,7 +63,8 @@ def test_mixed_queries_are_of_two_patients_and_lie_between_the_codes(query: Slic
     assert query.lesion[mixed.pairs].all()
     table = mixed_table(mixed, query)
     for target, pure, other in (
-        ("anatomy of A", "normal code of A", "abnormal code of B"), ("lesion of B", "abnormal code of B", "normal code of A"),
+        ("anatomy of A", "normal code of A", "abnormal code of B"),
+        ("lesion of B", "abnormal code of B", "normal code of A"),
     ):
         assert table[other][target]["dice@5"].mean < table["mixed"][target]["dice@5"].mean
         assert table["mixed vs pure"][target]["ratio"].mean == pytest.approx(
