@@ -21,7 +21,8 @@ class ModelConfig:
         spade_stop_gradient: keep image losses from training the segmentation decoder through SPADE.
         nothing_threshold: cells whose ||z_e_abnormal||^2 is at most this take code 0, a fixed zero vector that says
             "nothing here"; 0 switches the rule off, as in the paper.
-        codebook_decay: decay of the moving average that updates codebooks; 0 trains them by gradient.
+        codebook_decay: decay of the moving average that updates codebooks; 0 trains them by gradient, which takes
+            weights.codebook_normal and weights.codebook_abnormal.
         revive_below: codes whose moving average of use falls below this restart at an encoder output; 0 never.
         dtype: compute type of the network; parameters, losses, statistics and distances are float32.
     """
@@ -154,6 +155,14 @@ def _refuse_unknown(values: dict[str, Any], known: Any, where: str) -> None:
             raise UserError(f"{where}.{name}: no such setting; there are {', '.join(sorted(known))}")
 
 
+def _trained_one_way(config: Config) -> bool:
+    """Codebooks follow either the moving average or the gradient of their losses."""
+    by_gradient = [config.weights.codebook_normal > 0, config.weights.codebook_abnormal > 0]
+    return 0 < config.model.codebook_decay < 1 and not any(by_gradient) or (
+        config.model.codebook_decay == 0 and all(by_gradient)
+    )
+
+
 def _check(config: Config) -> None:
     rules = {
         "config.train.steps": config.train.steps >= 1,
@@ -164,7 +173,7 @@ def _check(config: Config) -> None:
         "config.model.widths": len(config.model.widths) >= 1,
         "config.model.own_blocks": 0 <= config.model.own_blocks < len(config.model.widths),
         "config.model.codebook_size": 2 <= config.model.codebook_size <= 65_536,
-        "config.model.codebook_decay": 0 <= config.model.codebook_decay < 1,
+        "config.model.codebook_decay": _trained_one_way(config),
         "config.model.dtype": config.model.dtype in ("float32", "bfloat16"),
     }
     for name, holds in rules.items():

@@ -4,18 +4,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import brats, demo
+from configs import ablations, brats, demo
 from decomp_jax.config import Config
 from decomp_jax.errors import UserError
 from decomp_jax.models.network import DecompositionNet
 from tests.conftest import run_python
 
 
-@pytest.mark.parametrize(
-    "config, size",
-    [(brats.get_config(), 256), (brats.get_config("paper"), 256), (demo.get_config(), 64)],
-    ids=["brats", "paper", "demo"],
-)
+CONFIGS = {
+    "brats": (brats.get_config(), 256),
+    "paper": (brats.get_config("paper"), 256),
+    "demo": (demo.get_config(), 64),
+    **{name: (ablations.get_config(name), 64) for name in ablations.ABLATIONS},
+}
+
+
+@pytest.mark.parametrize("config, size", CONFIGS.values(), ids=CONFIGS)
 def test_config_builds(config, size):
     config = Config.from_dict(config.to_dict())
     model = DecompositionNet.from_config(config.model, size=size, channels=1, lesion_classes=3)
@@ -39,6 +43,18 @@ def test_unknown_and_impossible_settings_are_named():
     values = Config().to_dict()
     values["model"]["own_blocks"] = 5
     with pytest.raises(UserError, match="config.model.own_blocks"):
+        Config.from_dict(values)
+
+
+def test_each_ablation_changes_something():
+    variants = [ablations.ablation(name) for name in ablations.ABLATIONS]
+    assert all(a != b for i, a in enumerate(variants) for b in variants[:i])
+
+
+def test_codebooks_that_nothing_trains_are_refused():
+    values = demo.DEMO.to_dict()
+    values["model"]["codebook_decay"] = 0.0
+    with pytest.raises(UserError, match="config.model.codebook_decay"):
         Config.from_dict(values)
 
 

@@ -1,0 +1,112 @@
+"""The programs as a user calls them, on a tiny phantom: train, encode, search, query, report."""
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from decomp_jax.data.records import SliceDataset
+from tests.conftest import run_python
+
+TINY = (
+    "--config=configs/demo.py", "--config.train.steps=6", "--config.train.batch_size=8", "--config.train.eval_every=0",
+    "--config.model.widths=(4,4,8)", "--config.model.code_dim=4", "--config.model.codebook_size=8",
+)
+
+
+def run(*arguments):
+    done = run_python(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def work(phantom, tmp_path_factory):
+    """A trained run and its two banks."""
+    folder = tmp_path_factory.mktemp("work")
+    run("train.py", *TINY, f"--workdir={folder}/run", f"--config.data.dir={phantom}")
+    for split in ("query", "reference"):
+        run("evaluate.py", "encode", f"--workdir={folder}/run", f"--data={phantom}", f"--split={split}", f"--out={folder}/{split}")
+    return folder
+
+
+def load(bank, path):
+    codebook = np.load(bank / f"{path}_codebook.npy").astype(np.float64)
+    indices = np.load(bank / f"{path}_indices.npy")
+    return codebook[indices].reshape(len(indices), -1)
+
+
+@pytest.mark.parametrize("by", ["normal", "abnormal", "both"])
+def test_search_equals_brute_force_over_the_exported_arrays(work, by):
+    out = work / f"{by}.csv"
+    run("evaluate.py", "search", f"--bank={work}/reference", f"--queries={work}/query", f"--by={by}", "--k=5", f"--out={out}")
+    paths = ("normal", "abnormal") if by == "both" else (by,)
+    query, reference = (np.hstack([load(work / split, path) for path in paths]) for split in ("query", "reference"))
+    distances = ((query[:, None] - reference[None]) ** 2).sum(-1)
+    order = np.argsort(np.round(distances, 9), axis=1, kind="stable")[:, :5]
+    rows = np.load(work / "reference" / "rows.npy")
+    with out.open() as file:
+        hits = list(csv.DictReader(file))
+    assert len(hits) == 5 * len(query)
+    for hit in hits:
+        q, rank, row = int(hit["query"]), int(hit["rank"]) - 1, int(hit["row"])
+        assert distances[q, row] == pytest.approx(distances[q, order[q, rank]], rel=1e-6, abs=1e-9)
+        assert float(hit["distance"]) == pytest.approx(distances[q, row], rel=1e-5, abs=1e-6)
+        assert hit["patient_id"] == rows["patient_id"][row] and int(hit["slice_index"]) == rows["slice_index"][row]
+
+
+def test_mixed_queries_by_pairs(work):
+    pairs = work / "pairs.csv"
+    pairs.write_text("normal_row,abnormal_row\n0,3\n5,1\n")
+    out = work / "mixed.csv"
+    run("evaluate.py", "search", f"--bank={work}/reference", f"--queries={work}/query", "--by=both", "--k=3",
+        f"--pairs={pairs}", "--exclude_same_patient", "--one_per_patient", f"--out={out}")
+    lines = list(csv.DictReader(out.open()))
+    assert {line["query"] for line in lines} == {"0", "1"}
+    for query in "01":
+        patients = [line["patient_id"] for line in lines if line["query"] == query]
+        assert len(patients) == len(set(patients))
+
+
+def test_report_leaves_page_numbers_and_figures(work, phantom):
+    out = work / "report"
+    run("evaluate.py", "report", f"--workdir={work}/run", f"--data={phantom}", f"--out={out}")
+    metrics = json.loads((out / "metrics.json").read_text())
+    for method in ("normal", "abnormal", "both", "random", "pixel_l2", "oracle_normal", "oracle_abnormal"):
+        for target in ("normal", "abnormal"):
+            value = metrics["retrieval"][method][target]["dice@5"]
+            assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1
+    assert "<html" in (out / "index.html").read_text() and list((out / "figures").glob("*.png"))
+    assert (out / "metrics.csv").read_text().count("\n") > 20
+
+
+def test_query_with_an_unsegmented_scan(work, phantom, tmp_path):
+    """A scan made of a phantom slice: its own slice in the bank is the nearest."""
+    dataset = SliceDataset(phantom, "reference")
+    image = dataset[4]["image"][..., 0].astype(np.float32)
+    volume = np.repeat((image * 1000)[:, ::-1].T[:, ::-1][..., None], 4, axis=2)
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "scan.nii.gz")
+    run("evaluate.py", "query", f"--workdir={work}/run", f"--bank={work}/reference", f"--image={tmp_path}/scan.nii.gz",
+        "--slice=1", "--by=normal", "--k=4", f"--out={tmp_path}/out")
+    lines = list(csv.DictReader((tmp_path / "out" / "hits.csv").open()))
+    assert [line["rank"] for line in lines] == ["1", "2", "3", "4"]
+    assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        (("encode", "--workdir={w}/run", "--data={w}", "--split=query", "--out={w}/x"), "manifest.json: not found"),
+        (("encode", "--workdir={w}", "--data={p}", "--split=query", "--out={w}/x"), "no checkpoints here"),
+        (("encode", "--workdir={w}/run", "--data={p}", "--split=query", "--out={w}/query"), "exists already"),
+        (("search", "--bank={w}/none", "--queries={w}/query", "--by=both", "--out={w}/x"), "none"),
+        (("query", "--workdir={w}/run", "--bank={w}/query", "--image={w}/none.nii.gz", "--slice=3", "--out={w}/x"), "none.nii.gz"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(work, phantom, command, says):
+    done = run_python("evaluate.py", *(part.format(w=work, p=phantom) for part in command))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert says in done.stderr.strip().splitlines()[-1]
