@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -46,7 +47,8 @@ def run(config: Config, workdir: str | Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     checkpoints = Checkpoints(workdir)
     state = start_state(config, model, mesh, checkpoints, meta)
-    (workdir / "config.json").write_text(json.dumps(meta, indent=1))
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(meta, indent=1))
     writer = MetricWriter(workdir, int(state.step), tensorboard=config.train.tensorboard)
     validation = Validation.of(config, model)
     try:
@@ -55,7 +57,7 @@ def run(config: Config, workdir: str | Path) -> None:
         checkpoints.wait()
         checkpoints.close()
         writer.close()
-    if int(state.step) == config.train.steps:
+    if int(state.step) == config.train.steps and jax.process_index() == 0:
         done = {"steps": config.train.steps, "params_sha256": digest(jax.device_get(state.params))}
         (workdir / "done.json").write_text(json.dumps(done) + "\n")
 
@@ -111,14 +113,19 @@ def _plain(value: Any) -> Any:
 
 
 def _with_parameters_of(workdir: str, state: State) -> State:
+    """`state` with the parameters, statistics and codebooks of another run; its optimiser starts afresh."""
     theirs, _ = restore_for_inference(workdir)
-    shapes = jax.tree.map(lambda x: x.shape, state.params)
-    if jax.tree.map(lambda x: x.shape, theirs["params"]) != shapes:
-        raise UserError(f"--config.train.init_from={workdir}: its network has another shape; use the same config.model")
-    placed = {
-        name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs[name], getattr(state, name))
-        for name in ("params", "batch_stats")
-    }
+    placed = {}
+    for name in ("params", "batch_stats", "codebook_stats"):
+        ours, structure = jax.tree.flatten(getattr(state, name))
+        values = jax.tree.leaves(theirs[name])
+        if [value.shape for value in values] != [leaf.shape for leaf in ours]:
+            raise UserError(
+                f"--config.train.init_from={workdir}: its network has another shape; use the same config.model and "
+                "data of as many classes and channels"
+            )
+        leaves = [jax.device_put(value, leaf.sharding) for value, leaf in zip(values, ours, strict=True)]
+        placed[name] = jax.tree.unflatten(structure, leaves)
     return state.replace(**placed)
 
 
@@ -142,7 +149,7 @@ def _train(
     log = StepLog(writer)
     bar = tqdm(total=train.steps, initial=step, unit="step", desc="train", disable=jax.process_index() > 0)
     with bar:
-        while step < train.steps and not stop.requested:
+        while step < train.steps and not stop.requested(step):
             waiting = time.perf_counter()
             batch = next(batches)
             log.waited(time.perf_counter() - waiting)
@@ -161,7 +168,7 @@ def _train(
             if step % train.checkpoint_every == 0 or last:
                 log.check()
                 checkpoints.save(state, meta)
-        if stop.requested and step < train.steps:
+        if step < train.steps:
             log.check()
             checkpoints.save(state, meta)
             print(f"stopped by a signal at step {step}; the same command goes on from here", file=sys.stderr)
@@ -215,15 +222,23 @@ class StepLog:
 
 
 class StopSignal:
-    """Set by the first SIGTERM or SIGUSR1; a second one ends the process at once."""
+    """Whether SIGTERM or SIGUSR1 asked the run to stop; a second signal ends the process at once.
+
+    Several processes must stop at the same step: JAX's preemption service, which has SIGTERM then, agrees on it.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        self._signalled = False
+        for number in (signal.SIGTERM, signal.SIGUSR1) if jax.process_count() == 1 else ():
             signal.signal(number, self._on_signal)
 
+    def requested(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self._signalled
+        return multihost_utils.reached_preemption_sync_point(step)
+
     def _on_signal(self, number: int, _: Any) -> None:
-        if self.requested:
+        if self._signalled:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.requested = True
+        self._signalled = True

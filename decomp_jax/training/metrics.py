@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from decomp_jax.errors import UserError
@@ -25,10 +27,10 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
 
 
 class MetricWriter:
-    """Appends to WORKDIR/metrics.jsonl. On a resumed run lines after `start_step` are dropped first."""
+    """Appends to WORKDIR/metrics.jsonl, in process 0. On a resumed run lines after `start_step` are dropped first."""
 
     def __init__(self, workdir: Path, start_step: int, *, tensorboard: bool = False) -> None:
-        path = workdir / "metrics.jsonl"
+        path = workdir / "metrics.jsonl" if jax.process_index() == 0 else Path(os.devnull)
         kept = _lines_up_to(path, start_step)
         path.write_text("".join(kept))
         self._file = path.open("a")

@@ -93,9 +93,8 @@ def test_a_damaged_checkpoint_is_passed_over(phantom, finished, tmp_path, monkey
     else:
         largest.unlink()
     (tmp_path / "done.json").unlink()
-    _, meta = restore_for_inference(tmp_path)
-    assert meta["step"] == 4 and "8: damaged" in caplog.text
     loop.run(config_for(phantom), tmp_path)
+    assert "8: damaged" in caplog.text
     assert done(tmp_path) == done(finished)
     assert restore_for_inference(tmp_path)[1]["step"] == 8
 
@@ -144,16 +143,18 @@ def test_not_finite_names_term_and_step(phantom, tmp_path):
         check_finite(7, {"loss/total": float("nan"), "term/residual": 1.0, "term/soft_dice": float("nan")})
     with pytest.raises(NotFinite, match=r"step \d+: "):
         loop.run(config_for(phantom, learning_rate=1e30, checkpoint_every=1, steps=40), tmp_path)
-    _, meta = restore_for_inference(tmp_path)
-    state, _ = restore_for_inference(tmp_path)
+    state, meta = restore_for_inference(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"])), meta["step"]
 
 
 def test_init_from_takes_the_parameters(phantom, finished, tmp_path):
     loop.run(config_for(phantom, init_from=str(finished), steps=1, learning_rate=1e-9), tmp_path)
-    ours, theirs = (restore_for_inference(folder)[0]["params"] for folder in (tmp_path, finished))
-    close = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, atol=1e-6)), ours, theirs)
+    ours, theirs = (restore_for_inference(folder)[0] for folder in (tmp_path, finished))
+    network = lambda state: {name: value for name, value in state["params"].items() if "codebook" not in name}
+    close = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, atol=1e-6)), network(ours), network(theirs))
     assert jax.tree.all(close)
+    counts = [state["codebook_stats"]["normal"]["count"] for state in (ours, theirs)]
+    assert abs(counts[0] - 0.99 * counts[1]).max() <= 0.01 * 8 * 64 + 1
 
 
 def test_eight_devices_equal_one(phantom, finished, tmp_path):
