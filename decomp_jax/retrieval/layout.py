@@ -17,7 +17,7 @@ NOBODY = -1
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Rows of each distinct code, ascending: those of code c are rows[starts[c]:starts[c+1]].
+    """Rows of each distinct code, ascending, int32: those of code c are rows[starts[c]:starts[c+1]].
 
     `most` is the largest number of rows that one patient has with one code.
     """
@@ -58,8 +58,9 @@ def make_layout(
     pair = code_of_row[order].astype(np.int64) * (patients.max(initial=0) + 1) + patients[order]
     _, firsts, sizes = np.unique(pair, return_index=True, return_counts=True)
     firsts.sort()
-    members = Members(order + start, _starts(code_of_row, len(first_row)), sizes.max(initial=1))
-    patient_members = Members(order[firsts] + start, _starts(code_of_row[order[firsts]], len(first_row)), 1)
+    members = Members((order + start).astype(np.int32), _starts(code_of_row, len(first_row)), sizes.max(initial=1))
+    heads = order[firsts]
+    patient_members = Members((heads + start).astype(np.int32), _starts(code_of_row[heads], len(first_row)), 1)
     size = -(-max(len(first_row), 1) // (BLOCK * mesh.size)) * BLOCK * mesh.size
     rows, holders = np.full((3, size), NO_ROW, np.int32), np.full((3, size), NOBODY, np.int32)
     for i in range(3):
@@ -102,4 +103,4 @@ def _blocks(read: Callable[[np.ndarray], np.ndarray], first_row: np.ndarray, num
 
 
 def _starts(code_of_row: np.ndarray, count: int) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.bincount(code_of_row, minlength=count))])
+    return np.concatenate([[0], np.cumsum(np.bincount(code_of_row, minlength=count))]).astype(np.int32)
