@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from decomp_jax.data.records import SliceDataset
+from decomp_jax.evaluation.decomposer import Decomposer
 from tests.conftest import run_python
 
 TINY = (
@@ -94,6 +95,17 @@ def test_query_with_an_unsegmented_scan(work, phantom, tmp_path):
     lines = list(csv.DictReader((tmp_path / "out" / "hits.csv").open()))
     assert [line["rank"] for line in lines] == ["1", "2", "3", "4"]
     assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000
+
+
+def test_painting_an_images_own_codes_gives_its_x_plus(work, phantom):
+    decomposer = Decomposer.restore(work / "run")
+    images = SliceDataset(phantom, "query").stack(("image",), range(5))["image"]
+    output = decomposer.decompose(images)
+    codes = decomposer.encode(images)
+    np.testing.assert_array_equal(codes.normal_indices, output.normal_indices)
+    np.testing.assert_array_equal(codes.abnormal_indices, output.abnormal_indices)
+    painted = decomposer.paint(output.normal_indices, output.abnormal_indices)
+    np.testing.assert_allclose(painted, output.x_plus, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from decomp_jax.config import Config
 from decomp_jax.data.schema import Settings
 from decomp_jax.mesh import data_mesh, replicated, split_over, to_host
 from decomp_jax.models.network import DecompositionNet
+from decomp_jax.models.vq import lookup
 from decomp_jax.training.checkpoint import digest, restore_for_inference
 
 
@@ -138,6 +139,7 @@ class Decomposer:
         }
 
     def _paint_codes(self, variables: dict, normal_indices: jax.Array, abnormal_indices: jax.Array) -> jax.Array:
-        normal, abnormal = self.normal_codebook[normal_indices], self.abnormal_codebook[abnormal_indices]
+        normal = lookup(normal_indices, jnp.asarray(self.normal_codebook))
+        abnormal = lookup(abnormal_indices, jnp.asarray(self.abnormal_codebook))
         seg_logits = self._model.apply(variables, abnormal, train=False, method="segment")
         return self._model.apply(variables, normal, seg_logits, train=False, method="render")

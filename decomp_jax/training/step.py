@@ -66,7 +66,7 @@ def train_step(
     metrics = {
         "loss/total": total,
         **{f"term/{name}": value for name, value in terms.items()},
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
         **codebook_metrics(outputs, model.codebook_size),
     }
     return State(state.step + 1, params, batch_stats, stats, opt_state), metrics

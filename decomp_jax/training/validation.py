@@ -82,8 +82,9 @@ class Validation:
             indices = getattr(bank, f"{path}_indices")[queries]
             hits = bank.search(**{path: indices}, k=HITS, exclude=rows["patient_id"][queries])
             dice = relevance.mean_over_classes(relevance.class_dice(labels[queries], labels, classes=classes))
-            gains = relevance.gains_of(np.asarray(dice), np.asarray(hits.rows))
-            values[f"val/retrieval/{path}_dice@{HITS}"] = float(np.nanmean(relevance.mean_gain(gains, HITS)))
+            gains = relevance.mean_gain(relevance.gains_of(np.asarray(dice), np.asarray(hits.rows)), HITS)
+            if not np.isnan(gains).all():  # a single validation patient has nobody to be compared with
+                values[f"val/retrieval/{path}_dice@{HITS}"] = float(np.nanmean(gains))
         return values
 
 
