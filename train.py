@@ -6,6 +6,8 @@ The same command goes on where a stopped run ended. Several processes: --coordin
 --process=I, or nothing on a TPU pod slice or under Slurm (docs/pods.md).
 """
 
+import sys
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -21,14 +23,27 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes")
 _PROCESS = flags.DEFINE_integer("process", None, "Index of this process")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"{argv[1]}: flags only; see --help")
+def parse(argv: list[str]) -> Config:
+    """Reads the flags and the configuration file. Raises UserError for what can't be read."""
+    if {"--help", "--helpfull", "-h"} & set(argv):
+        app.parse_flags_with_usage(argv)
+    try:
+        rest = flags.FLAGS(argv)
+        values = _CONFIG.value.to_dict()
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{' '.join(argv[1:])}: {error}; see --help and decomp_jax/config.py") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]}: not a flag; see --help")
+    return Config.from_dict(values)
+
+
+def main() -> None:
+    config = parse(sys.argv)
     mesh.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    loop.run(Config.from_dict(_CONFIG.value.to_dict()), _WORKDIR.value)
+    loop.run(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(lambda argv: run_program(lambda: main(argv)))
+    run_program(main)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.demo import DEMO
 from decomp_jax.config import Config, LossWeights
+from decomp_jax.errors import UserError
 
 # variant -> section -> field -> value
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -36,6 +37,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def ablation(name: str, base: Config = DEMO) -> Config:
     """`base` with the changes of one variant."""
+    if name not in ABLATIONS:
+        raise UserError(f"--config=configs/ablations.py:{name}: no such variant; use one of {', '.join(ABLATIONS)}")
     changes = ABLATIONS[name]
     parts = {part: dataclasses.replace(getattr(base, part), **fields) for part, fields in changes.items()}
     return dataclasses.replace(base, **parts)

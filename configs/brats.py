@@ -7,6 +7,7 @@
 from ml_collections import ConfigDict
 
 from decomp_jax.config import AugmentConfig, Config, LossWeights, ModelConfig, TrainConfig
+from decomp_jax.errors import UserError
 
 # Sections 2 and D and Appendix A. Codebooks by gradient, lambda_3 = 1e4: docs/network.md says what came of that.
 PAPER = Config(
@@ -30,4 +31,7 @@ PAPER = Config(
 
 
 def get_config(variant: str = "recommended") -> ConfigDict:
-    return {"recommended": Config(), "paper": PAPER}[variant].to_config_dict()
+    variants = {"recommended": Config(), "paper": PAPER}
+    if variant not in variants:
+        raise UserError(f"--config=configs/brats.py:{variant}: no such variant; use {' or '.join(variants)}")
+    return variants[variant].to_config_dict()

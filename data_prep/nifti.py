@@ -315,12 +315,16 @@ def prepare_scan(path: Path, settings: Settings, slice_index: int) -> np.ndarray
     """
     if settings.foreground != "nonzero":
         raise UserError(f"{path}: the model was trained on pictures, not on scans; give a picture of the slice")
-    paths = [path]
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist; check the path")
+    paths, match = [path], match_name(path)
+    if match and match[2] not in settings.modalities:
+        raise UserError(f"{path}: is {match[2]}, the model reads {', '.join(settings.modalities)}; give that file")
     if len(settings.modalities) > 1:
-        if not (match := match_name(path)):
+        if not match:
             raise UserError(f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does")
         paths = find_patients(path.parent)[match[1]].paths(settings.modalities)
     scan = load_scan(paths, settings)
     if slice_index not in (with_brain := scan.slices_with_brain):
-        raise UserError(f"--slice={slice_index}: {path} shows brain from slice {with_brain[0]} to {with_brain[-1]}")
+        raise UserError(f"{path}: slice {slice_index} shows no brain; take one from {with_brain[0]} to {with_brain[-1]}")
     return scan.image(np.asarray([slice_index]), settings.size)[0]

@@ -174,6 +174,18 @@ def _check(config: Config) -> None:
         "config.model.own_blocks": 0 <= config.model.own_blocks < len(config.model.widths),
         "config.model.codebook_size": 2 <= config.model.codebook_size <= 65_536,
         "config.model.codebook_decay": _trained_one_way(config),
+        "config.model.code_dim": config.model.code_dim >= 1,
+        "config.model.spade_width": config.model.spade_width >= 1,
+        "config.model.nothing_threshold": config.model.nothing_threshold > 0
+        or not (config.weights.nothing or config.weights.layout),
+        "config.weights": min(dataclasses.astuple(config.weights)) >= 0,
+        "config.augment.flip": 0 <= config.augment.flip <= 1,
+        "config.augment.transplant": 0 <= config.augment.transplant <= 1,
+        "config.data.read_threads": config.data.read_threads >= 1,
+        "config.data.prefetch": config.data.prefetch >= 1,
+        "config.train.warmup_steps": config.train.warmup_steps >= 0,
+        "config.train.ramp_steps": config.train.ramp_steps >= 0,
+        "config.train.eval_every": config.train.eval_every >= 0,
         "config.model.dtype": config.model.dtype in ("float32", "bfloat16"),
     }
     for name, holds in rules.items():

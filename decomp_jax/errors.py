@@ -12,9 +12,15 @@ class UserError(Exception):
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Runs `main`; a `UserError` becomes one line on stderr and exit code 2, with no traceback."""
+    """Runs `main`; a `UserError`, or a path that can't be written, becomes one line on stderr and exit code 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _refuse(str(error))
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        _refuse(f"{error.filename}: {error.strerror}; name another path")
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

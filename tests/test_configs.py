@@ -58,6 +58,17 @@ def test_codebooks_that_nothing_trains_are_refused():
         Config.from_dict(values)
 
 
-def test_unknown_flag_is_refused(tmp_path):
-    done = run_python("train.py", "--config=configs/demo.py", f"--workdir={tmp_path}", "--config.train.stepz=3")
-    assert done.returncode != 0 and "stepz" in done.stderr
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--config=configs/demo.py", "--config.train.stepz=3"], "stepz"),
+        (["--config=configs/demo.py", "--config.train.steps=many"], "many"),
+        (["--config=configs/none.py"], "none.py"),
+        (["--config=configs/brats.py:papre"], "papre"),
+        (["--config=configs/demo.py", "--config.train.batch_size=0"], "batch_size"),
+    ],
+)
+def test_mistaken_flags_are_told_in_one_line(tmp_path, flags, says):
+    done = run_python("train.py", *flags, f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert says in done.stderr.strip().splitlines()[-1]

@@ -47,13 +47,14 @@ def train_batches(
 
 
 def split_batches(
-    dataset: SliceDataset, fields: tuple[str, ...], batch_size: int, *, start: int = 0
+    dataset: SliceDataset, fields: tuple[str, ...], batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """One pass in row order: (fields padded to `batch_size` by repeating the last row, number of valid rows)."""
-    for first in range(start, len(dataset), batch_size):
-        rows = np.arange(first, min(first + batch_size, len(dataset)))
-        padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
-        yield dataset.stack(fields, padded.tolist()), len(rows)
+    """One pass over all rows, or those given: (fields padded to `batch_size` by repeating the last row, valid rows)."""
+    rows = np.arange(len(dataset)) if rows is None else rows
+    for first in range(0, len(rows), batch_size):
+        valid = rows[first : first + batch_size]
+        padded = np.concatenate([valid, np.full(batch_size - len(valid), valid[-1])])
+        yield dataset.stack(fields, padded.tolist()), len(valid)
 
 
 def _ahead(batches: Iterator[dict[str, jax.Array]], count: int) -> Iterator[dict[str, jax.Array]]:

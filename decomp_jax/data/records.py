@@ -12,7 +12,7 @@ import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
 
-from decomp_jax.data.schema import SLICE_COLUMNS, Settings
+from decomp_jax.data.schema import FORMAT_VERSION, SLICE_COLUMNS, Settings
 from decomp_jax.errors import UserError
 
 _HEADER = struct.Struct("<QI")
@@ -26,9 +26,12 @@ def read_manifest(data_dir: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: not found; make a data set with `python -m data_prep phantom --out {data_dir}`")
     try:
-        return json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error}); prepare the data again") from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: not of format {FORMAT_VERSION}; prepare the data again with this version")
+    return manifest
 
 
 class SliceDataset:
@@ -117,6 +120,8 @@ def _records_folder(data_dir: Path) -> Path:
 
 def _read_rows(path: Path, split: str) -> np.ndarray:
     """Lines of one split as a structured array; extra columns are numbers where all their values are, else text."""
+    if not path.is_file():
+        raise UserError(f"{path}: not found; prepare the data again")
     with path.open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["split"] == split]
     names = list(lines[0]) if lines else list(SLICE_COLUMNS)

@@ -47,6 +47,8 @@ def run_query(
     if lesion_from is not None and by != "both":
         raise UserError(f"--lesion_from: searches for the anatomy of one image with the lesion of another; "
                         f"use --by=both, not --by={by}")
+    if lesion_slice is not None and lesion_from is None:
+        raise UserError("--lesion_slice: names a slice of --lesion_from; give that, too (it may be the same scan)")
     decomposer, searched = Decomposer.restore(workdir), CodeBank.load(bank)
     if searched.meta.get("model_digest") != decomposer.model_digest:
         raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
@@ -92,7 +94,7 @@ def _sheet(
         figures.Tile(display.paint(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
     ]
     answer = [
-        figures.Tile(display.paint(image, lesion=label), f"{rank}.  {figures.caption(bank.rows[row])}")
+        figures.Tile(display.paint(image, lesion=label), f"{figures.caption(bank.rows[row])}, rank {rank}")
         for rank, (image, label, row) in enumerate(zip(pixels, labels, found), start=1)
     ]
     return figures.contact_sheet(
@@ -109,13 +111,15 @@ def _pixels_of(
     try:
         if read_manifest(data)["digest"] == bank.meta["data_digest"]:
             dataset = SliceDataset(data, split)
+            if not np.array_equal(dataset.rows, bank.rows):
+                raise UserError("a joined bank holds rows of several splits")
             stacked = dataset.stack(("image", "label"), rows)
             known = dataset.rows["labelled"][rows]
             labels = [label if labelled else None for label, labelled in zip(stacked["label"], known)]
             return stacked["image"], labels, "Hits: with their labels, where they have any."
         reason = "has changed since the bank was encoded"
     except (UserError, OSError):
-        reason = "is not there"
+        reason = "is not there, or not the only one in the bank"
     print(f"{data}: the data set {reason}; the sheet shows what the network paints from the codes", file=sys.stderr)
     painted = decomposer.paint(bank.normal_indices[rows], bank.abnormal_indices[rows])
     return painted, [None] * len(rows), "Hits: painted from their codes, since the images are not at hand."

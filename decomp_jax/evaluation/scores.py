@@ -69,7 +69,7 @@ def label_overlap(query: SliceSet, reference: SliceSet, settings: Settings) -> O
         found: Relevances = {}
         if query.anatomy is not None:
             found["normal"] = _conventions(dice("anatomy", regions, queries))
-        if query.lesion.any():
+        if query.lesion.any() and reference.rows["labelled"].any():
             area = relevance.area_similarity(ours["lesion"][queries], theirs["lesion"], classes=lesions)
             found["abnormal"] = _conventions(dice("lesion", lesions, queries)) | {
                 "whole_dice": whole("lesion", queries),
@@ -178,7 +178,7 @@ def agreement(
 ) -> dict[str, Float[np.ndarray, "q r"]]:
     """Whether slices agree in having a lesion and (asked by slices with one) in its side; distance of heights in mm."""
     found = {}
-    if query.lesion.any():
+    if query.lesion.any() and reference.rows["labelled"].any():
         found["presence"] = (query.lesion[queries, None] == reference.lesion).astype(np.float32)
         ours = lesion_side(query.label[queries])[:, None]
         found["side"] = np.where(ours == 0, np.nan, ours == lesion_side(reference.label))

@@ -70,11 +70,11 @@ def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
             f"--config.model.widths: {levels} levels need a size divisible by {2**levels}; "
             f"{config.data.dir} has {size}-pixel images"
         )
+    classes = len(dataset.settings.lesion_classes)
+    if config.weights.layout and config.model.code_dim < classes:
+        raise UserError(f"--config.model.code_dim: must be at least {classes}, the lesion classes of {config.data.dir}")
     return DecompositionNet.from_config(
-        config.model,
-        size=size,
-        channels=len(dataset.settings.modalities),
-        lesion_classes=len(dataset.settings.lesion_classes),
+        config.model, size=size, channels=len(dataset.settings.modalities), lesion_classes=classes
     )
 
 
@@ -146,7 +146,7 @@ def _train(
     batches = train_batches(
         dataset, config.data, mesh, batch_size=train.batch_size, seed=train.seed, start_step=step
     )
-    log = StepLog(writer)
+    log = StepLog()
     bar = tqdm(total=train.steps, initial=step, unit="step", desc="train", disable=jax.process_index() > 0)
     with bar:
         while step < train.steps and not stop.requested(step):
@@ -158,12 +158,15 @@ def _train(
             log.add(step, metrics)
             bar.update()
             last = step == train.steps
-            if step % train.log_every == 0 or last:
-                bar.set_postfix(loss=f"{log.flush(train.batch_size)['train/loss/total']:.3f}")
-            if validation and (step % train.eval_every == 0 or last):
-                values, images = validation(state)
-                writer.write(step, values)
-                writer.write_images(step, images)
+            evaluate = validation and (step % train.eval_every == 0 or last)
+            if step % train.log_every == 0 or evaluate or last:
+                line = log.take(train.batch_size)
+                bar.set_postfix(loss=f"{line['train/loss/total']:.3f}")
+                if evaluate:
+                    values, images = validation(state)
+                    line |= values
+                    writer.write_images(step, images)
+                writer.write(step, line)
                 log.restart_clock()
             if step % train.checkpoint_every == 0 or last:
                 log.check()
@@ -178,8 +181,7 @@ def _train(
 class StepLog:
     """Metrics stay on the device until a step is logged, so that nothing waits for them."""
 
-    def __init__(self, writer: MetricWriter) -> None:
-        self._writer = writer
+    def __init__(self) -> None:
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._data_wait = 0.0
         self._steps = 0
@@ -203,19 +205,16 @@ class StepLog:
         self._pending = self._pending[-1:]
         return values
 
-    def flush(self, batch_size: int) -> dict[str, float]:
-        """Writes the newest step's line."""
-        step, values = self._pending[-1][0], self.check()
+    def take(self, batch_size: int) -> dict[str, float]:
+        """The newest step's metrics, and the times since the clock was restarted."""
+        values = self.check()
         seconds = (time.perf_counter() - self._since) / max(self._steps, 1)
-        line = {f"train/{name}": value for name, value in values.items()} | {
+        self._pending = []
+        return {f"train/{name}": value for name, value in values.items()} | {
             "time/step_seconds": seconds,
             "time/data_wait_seconds": self._data_wait / max(self._steps, 1),
             "time/images_per_second": batch_size / seconds,
         }
-        self._writer.write(step, line)
-        self._pending = []
-        self.restart_clock()
-        return line
 
     def restart_clock(self) -> None:
         self._steps, self._data_wait, self._since = 0, 0.0, time.perf_counter()

@@ -21,8 +21,9 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
     for name, value in sorted(metrics.items(), key=lambda item: not item[0].startswith("term/")):
         if not math.isfinite(value):
             raise NotFinite(
-                f"step {step}: {name} is {value}; the last good checkpoint is kept: restart with a lower "
-                "--config.train.learning_rate or without the term"
+                f"step {step}: {name} is {value}; the last good checkpoint is kept: start another "
+                "--workdir with a lower --config.train.learning_rate or without the term (from that checkpoint: "
+                "--config.train.init_from)"
             )
 
 

@@ -29,20 +29,22 @@ class Validation:
 
     def __init__(self, config: Config, model: DecompositionNet, dataset: SliceDataset) -> None:
         self._dataset, self._model = dataset, model
-        self._batch_size = min(config.train.batch_size, len(dataset))
+        self._labelled = np.flatnonzero(dataset.rows["labelled"])
+        self._batch_size = min(config.train.batch_size, len(self._labelled))
         self._fields = ("image", "label") + (("anatomy",) if dataset.settings.anatomy_classes else ())
         self._forward = jax.jit(functools.partial(_forward, model=model, config=config))
 
     @classmethod
     def of(cls, config: Config, model: DecompositionNet) -> Self | None:
-        """None if the configuration or the data set has no validation."""
+        """None if the configuration asks for none or the data set has no labelled validation slice."""
         if not config.train.eval_every or "validation" not in read_manifest(config.data.dir)["splits"]:
             return None
-        return cls(config, model, SliceDataset(config.data.dir, "validation"))
+        dataset = SliceDataset(config.data.dir, "validation")
+        return cls(config, model, dataset) if dataset.rows["labelled"].any() else None
 
     def __call__(self, state: State) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         passes = []
-        for batch, valid in split_batches(self._dataset, self._fields, self._batch_size):
+        for batch, valid in split_batches(self._dataset, self._fields, self._batch_size, self._labelled):
             terms, arrays = jax.device_get(self._forward(state.params, state.batch_stats, batch["image"], batch["label"]))
             arrays |= {name: batch[name] for name in self._fields}
             passes.append((valid, terms, {name: value[:valid] for name, value in arrays.items()}))
@@ -65,7 +67,7 @@ class Validation:
         }
 
     def _retrieval(self, arrays: dict[str, np.ndarray], params: Any) -> dict[str, float]:
-        rows, settings = self._dataset.rows, self._dataset.settings
+        rows, settings = self._dataset.rows[self._labelled], self._dataset.settings
         normal_codebook, abnormal_codebook = self._model.apply({"params": params}, method="codebooks")
         bank = CodeBank.from_arrays(
             normal_indices=arrays["normal_indices"].astype(np.uint16),
@@ -113,6 +115,6 @@ def _forward(
 def _panels(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Input, x_plus and x_minus side by side, of slices spread over those with a lesion."""
     rows = np.flatnonzero(arrays["label"].any((1, 2)))
-    rows = rows[np.linspace(0, len(rows) - 1, PANELS).astype(int)] if len(rows) else np.arange(PANELS)
+    rows = rows[np.linspace(0, len(rows) - 1, PANELS).astype(int)] if len(rows) else np.arange(min(PANELS, len(arrays["label"])))
     panel = [arrays[name][rows].astype(np.float32)[..., :1] for name in ("image", "x_plus", "x_minus")]
     return {"val/image_plus_minus": np.concatenate(panel, axis=2)}
