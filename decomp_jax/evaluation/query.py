@@ -24,6 +24,7 @@ NAME_WIDTH = 24  # characters below a tile
 FOUND_BY = {
     "normal": "normal code: similar anatomy", "abnormal": "abnormal code: similar lesion",
     "both": "both codes: similar anatomy and lesion",
+    "mix": "both codes: anatomy of the first image, lesion of the second",
 }
 
 
@@ -98,7 +99,7 @@ def _sheet(
         for rank, (image, label, row) in enumerate(zip(pixels, labels, found), start=1)
     ]
     return figures.contact_sheet(
-        asked, answer, heading=f"Nearest by {FOUND_BY[by]}", settings=decomposer.settings,
+        asked, answer, heading=f"Nearest by {FOUND_BY['mix' if len(images) > 1 else by]}", settings=decomposer.settings,
         note=f"Blue frame: the query with the lesion that the network sees. {note} Not for diagnosis.",
     )
 
