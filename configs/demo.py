@@ -11,13 +11,13 @@ DEMO = Config(
         widths=(16, 32, 64), code_dim=32, codebook_size=2048, own_blocks=1, spade_width=32, dtype="float32"
     ),
     train=TrainConfig(
-        steps=1600,
+        steps=1400,
         warmup_steps=100,
         ramp_steps=60,
         batch_size=16,
-        checkpoint_every=400,
+        checkpoint_every=350,
         log_every=20,
-        eval_every=400,
+        eval_every=700,
     ),
 )
 

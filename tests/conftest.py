@@ -1,5 +1,6 @@
 """Checks the shapes in annotations while tests run, and makes a tiny data set."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # configs/ and the two programs are not installed
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))  # compile each step once
 install_import_hook(["decomp_jax.models", "decomp_jax.losses"], "beartype.beartype")
 
 

@@ -82,8 +82,14 @@ class Checkpoints:
                 self._damaged.add(step)
         return None
 
+    def _shapes(self, step: int) -> Any:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.metadata(self.folder / str(step) / "state").item_metadata.tree
+
     def _state(self, step: int, meta: dict[str, Any], like: State | None) -> Any:
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        # As NumPy arrays, whatever devices it was written by.
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), self._shapes(step)) if like is None else like
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         get = state.get if like is None else lambda name: getattr(state, name)
         # Without `like` the optimiser's tuples come back as other containers: parameters are what is read then.
         for name in ("params", "batch_stats") if like is None else meta["digests"]:

@@ -44,7 +44,8 @@ def run(config: Config, workdir: str | Path) -> None:
         "data_digest": dataset.digest,
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     checkpoints = Checkpoints(workdir)
     state = start_state(config, model, mesh, checkpoints, meta)
     if jax.process_index() == 0:

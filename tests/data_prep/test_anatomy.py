@@ -3,7 +3,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import LPS, SHAPE, manifest, prepare, records, save, volume
+from tests.data_prep.conftest import LPS, SHAPE, manifest, prepare, records, save, volume
 
 from data_prep.anatomy import AnatomySource, six_regions
 from decomp_jax.data.schema import ANATOMY_CLASSES

@@ -4,7 +4,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import manifest, prepare, records, table
+from tests.data_prep.conftest import manifest, prepare, records, table
 from PIL import Image
 from skimage.measure import block_reduce
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import labels, manifest, prepare, records, save, save_patient, table, volume
+from tests.data_prep.conftest import labels, manifest, prepare, records, save, save_patient, table, volume
 
 from data_prep.releases import find_patients, split_patients
 from decomp_jax.errors import UserError

@@ -53,7 +53,7 @@ def test_a_run_leaves_what_it_promises(finished):
     for line in lines:
         assert {"train/loss/total", "train/term/soft_dice", "train/codebook/normal_perplexity"} <= set(line)
         assert line["time/step_seconds"] > line["time/data_wait_seconds"] >= 0
-    assert {"val/loss/total", "val/retrieval/abnormal_dice@5", "val/retrieval/normal_dice@5"} <= set(lines[-1])
+    assert {"val/loss/total", "val/segmentation_dice/ET"} <= set(lines[-1])
 
 
 class Stop(Exception):
@@ -83,16 +83,15 @@ def test_resume_is_exact(phantom, finished, tmp_path, monkeypatch, stop_at):
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over(phantom, finished, tmp_path, monkeypatch, caplog, damage):
     loop.run(config_for(phantom), tmp_path)
-    files = [path for path in (tmp_path / "checkpoints" / "8" / "state").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-        largest.write_bytes(data)
-    elif damage == "cut":
-        largest.write_bytes(data[: len(data) // 2])
-    else:
-        largest.unlink()
+    for path in (tmp_path / "checkpoints" / "8" / "state" / "ocdbt.process_0" / "d").iterdir():
+        data = bytearray(path.read_bytes())
+        if damage == "flip":
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        elif damage == "cut":
+            path.write_bytes(data[: len(data) // 2])
+        else:
+            path.unlink()
     (tmp_path / "done.json").unlink()
     loop.run(config_for(phantom), tmp_path)
     assert "8: damaged" in caplog.text
@@ -170,9 +169,13 @@ loop.run(config_for(Path({str(phantom)!r})), {str(tmp_path)!r})
     flags = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     run = run_python("-c", script, env=flags)
     assert run.returncode == 0, run.stderr
-    ours, theirs = (restore_for_inference(folder)[0]["params"] for folder in (tmp_path, finished))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
-        np.testing.assert_allclose(a, b, atol=2e-3)
+    assert restore_for_inference(tmp_path)[1]["step"] == 8  # written by eight devices, read by one
+    ours, theirs = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path, finished)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a["train/loss/total"], b["train/loss/total"], rtol=2e-3)
+    np.testing.assert_allclose(ours[0]["train/gradient_norm"], theirs[0]["train/gradient_norm"], rtol=1e-2)
 
 
 def test_missing_data_is_the_users_mistake(tmp_path):
