@@ -70,7 +70,7 @@ class Decomposer:
             channels=len(settings.modalities),
             lesion_classes=len(settings.lesion_classes),
         )
-        codebooks = self._model.apply(variables, method="codebooks")
+        codebooks = self._model.apply(self._variables, method="codebooks")
         self.normal_codebook, self.abnormal_codebook = (np.asarray(codebook) for codebook in codebooks)
         self._encode = jax.jit(self._encode_images)
         self._decompose = jax.jit(self._decompose_images)
