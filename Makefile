@@ -12,7 +12,7 @@ demo: $(DEMO)/report/index.html
 	@echo "Open $(DEMO)/report/index.html"
 
 test: .venv/test
-	$(BIN)/python -m pytest -n auto -m "not long"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not long"
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/retrieval.py
