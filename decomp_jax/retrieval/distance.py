@@ -30,9 +30,10 @@ from scipy.spatial.distance import cdist
 GROUP = 32
 # Codes that the scan holds at a time: the unit of the layout [blocks, positions, BLOCK].
 BLOCK = 512
-# In place of the row of a code that no row (allowed to the query) has, and its distance.
-NO_ROW = np.iinfo(np.int32).max
+# Distance of a code that the query may not find.
 NO_DISTANCE = np.iinfo(np.int64).max
+# In place of a patient: nobody has the code (padding), or is excluded; several patients have it.
+NOBODY, SEVERAL = -1, -2
 # Entries of T beyond this many times its mean share one bound: a few outlying codes mustn't coarsen all bounds.
 CLIP = 3.0
 
@@ -74,27 +75,23 @@ class Codes(NamedTuple):
 
     Attributes:
         blocks: uint16 [blocks,positions,BLOCK].
-        rows: int32 [3,n], the first row of each of the first three patients that have the code; NO_ROW where fewer.
-        patients: int32 [3,n], those patients.
+        owners: int32 [n], the one patient that has the code; SEVERAL or NOBODY.
     """
 
     blocks: UInt16[Array, "b p r"]
-    rows: Int32[Array, "3 n"]
-    patients: Int32[Array, "3 n"]
+    owners: Int32[Array, "n"]
 
 
 class Nearest(NamedTuple):
-    """Distinct codes by distance, then by first row; `certain` where no code left out comes before the last.
+    """Distinct codes by (distance, code); `certain` where no code left out comes before the last.
 
     Attributes:
-        distances: int64 [Q,S*c], c a shard.
-        rows: int32 [Q,S*c], the first row with the code that the query may find.
+        distances: int64 [Q,S*c], c a shard; NO_DISTANCE where a code is padding or an excluded patient's alone.
         codes: int32 [Q,S*c], position of the code among all.
         certain: bool [Q,S].
     """
 
     distances: Int64[Array, "q c"]
-    rows: Int32[Array, "q c"]
     codes: Int32[Array, "q c"]
     certain: Bool[Array, "q s"]
 
@@ -105,19 +102,19 @@ def nearest(mesh: Mesh, groups: int, count: int) -> Callable[..., Nearest]:
 
     The function takes (codes, tables, queries int32 [Q,positions] of table rows, exclude int32 [Q,2] of patients).
     """
-    return _sharded(functools.partial(_nearest, groups=groups, count=count), mesh,
-                    Nearest(P(None, "data"), P(None, "data"), P(None, "data"), P(None, "data")))
+    return _sharded(functools.partial(_nearest, groups=groups, count=count), mesh)
 
 
 @functools.cache
-def every(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
-    """Compiled distances int64 [Q,n] from each query to each code, and its first row int32 [Q,n]; takes the same."""
-    return _sharded(_every, mesh, (P(None, "data"), P(None, "data")))
+def every(mesh: Mesh) -> Callable[..., Int64[Array, "q n"]]:
+    """Compiled distances from each query to each code, NO_DISTANCE as in `Nearest`; takes the same."""
+    return _sharded(_every, mesh)
 
 
-def _sharded(function: Callable, mesh: Mesh, out_specs: tuple) -> Callable:
-    in_specs = (Codes(P("data"), P(None, "data"), P(None, "data")), Tables(P(), P(), P(), P()), P(), P())
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+def _sharded(function: Callable, mesh: Mesh) -> Callable:
+    return jax.jit(jax.shard_map(
+        function, mesh=mesh, in_specs=(P("data"), P(), P(), P()), out_specs=P(None, "data"), check_vma=False,
+    ))
 
 
 def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
@@ -126,23 +123,26 @@ def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, gr
     bounds, group = lax.top_k(-group_minima(codes.blocks, tables.lower, queries).astype(jnp.float32), groups)
     beyond = -bounds.min(1).astype(jnp.int64) * tables.step
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
-    row = _first_row(codes.rows[:, code], codes.patients[:, code], exclude)
     distance = _exact(codes.blocks, tables.exact, queries, group).reshape(code.shape)
-    distance = jnp.where(row == NO_ROW, NO_DISTANCE, distance)
+    distance = jnp.where(_allowed(codes.owners[code], exclude), distance, NO_DISTANCE)
     # Rounding to float32 keeps order but for ties: what is left out comes later if its float32 is strictly greater.
     rounded, at = lax.top_k(-distance.astype(jnp.float32), count + GROUP // 2)
-    near = lax.sort([jnp.take_along_axis(values, at, 1) for values in (distance, row, code)], num_keys=2)
-    distance, row, code = (values[:, :count] for values in near)
+    near = lax.sort([jnp.take_along_axis(values, at, 1) for values in (distance, code)], num_keys=2)
+    distance, code = (values[:, :count] for values in near)
     last = distance[:, -1]
     certain = (last < beyond) & (last.astype(jnp.float32) < -rounded.min(1))
-    offset = lax.axis_index("data") * codes.rows.shape[1]
-    return Nearest(distance, row, code + offset.astype(code.dtype), certain[:, None])
+    offset = lax.axis_index("data") * len(codes.owners)
+    return Nearest(distance, code + offset.astype(code.dtype), certain[:, None])
 
 
-def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> tuple[Array, Array]:
+def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> Array:
     distance = lax.map(lambda query: _add_up(codes.blocks, tables.exact[query]).reshape(-1), queries)
-    row = _first_row(codes.rows[:, None], codes.patients[:, None], exclude)
-    return jnp.where(row == NO_ROW, NO_DISTANCE, distance), row
+    return jnp.where(_allowed(codes.owners, exclude), distance, NO_DISTANCE)
+
+
+def _allowed(owners: Int32[Array, "*q n"], exclude: Int32[Array, "q 2"]) -> Bool[Array, "q n"]:
+    """Whether a code has rows that a query may find. Of those of several patients the host leaves out rows."""
+    return (owners != NOBODY) & (owners[..., None] != exclude[:, None]).all(-1)
 
 
 def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], queries: Int[Array, "q p"]
@@ -184,9 +184,3 @@ def _exact(blocks: Array, exact: Array, queries: Array, group: Int[Array, "q g"]
         return total + exact.at[row[:, None, None], code].get(mode="promise_in_bounds")
 
     return lax.fori_loop(0, queries.shape[1], turn, jnp.zeros((*group.shape, GROUP), exact.dtype))
-
-
-def _first_row(rows: Array, patients: Array, exclude: Int32[Array, "q 2"]) -> Int32[Array, "q n"]:
-    """First row of each code that isn't of an excluded patient: of three patients at most two are excluded."""
-    excluded = (patients[..., None] == exclude[:, None]).any(-1)
-    return jnp.where(excluded, NO_ROW, rows).min(0)
