@@ -28,7 +28,7 @@ from scipy.spatial.distance import cdist
 
 # Codes whose smallest bound is kept as one number: 32 uint16 are a cache line.
 GROUP = 32
-# Codes that the scan holds at a time: the unit of the layout [blocks, positions, BLOCK].
+# Codes that the scan of a batch holds at a time; shards are padded to whole blocks.
 BLOCK = 512
 # Distance of a code that the query may not find.
 NO_DISTANCE = np.iinfo(np.int64).max
@@ -71,14 +71,14 @@ def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
 
 
 class Codes(NamedTuple):
-    """Distinct codes as the scan wants them, sharded over their number n = blocks * BLOCK.
+    """Distinct codes, sharded over their number n, a multiple of BLOCK.
 
     Attributes:
-        blocks: uint16 [blocks,positions,BLOCK].
+        indices: uint16 [n,positions].
         owners: int32 [n], the one patient that has the code; SEVERAL or NOBODY.
     """
 
-    blocks: UInt16[Array, "b p r"]
+    indices: UInt16[Array, "n p"]
     owners: Int32[Array, "n"]
 
 
@@ -120,10 +120,10 @@ def _sharded(function: Callable, mesh: Mesh) -> Callable:
 def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
     # XLA's CPU compiler sorts everything where an output of top_k is sliced, so all of it is used: the last group is
     # looked at although the others would do.
-    bounds, group = lax.top_k(-group_minima(codes.blocks, tables.lower, queries).astype(jnp.float32), groups)
+    bounds, group = lax.top_k(-group_minima(codes.indices, tables.lower, queries).astype(jnp.float32), groups)
     beyond = -bounds.min(1).astype(jnp.int64) * tables.step
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
-    distance = _exact(codes.blocks, tables.exact, queries, group).reshape(code.shape)
+    distance = lax.map(lambda one: _add_up(codes.indices[one[0]], tables.exact[one[1]]), (code, queries))
     distance = jnp.where(_allowed(codes.owners[code], exclude), distance, NO_DISTANCE)
     # Rounding to float32 keeps order but for ties: what is left out comes later if its float32 is strictly greater.
     rounded, at = lax.top_k(-distance.astype(jnp.float32), count + GROUP // 2)
@@ -136,7 +136,7 @@ def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, gr
 
 
 def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> Array:
-    distance = lax.map(lambda query: _add_up(codes.blocks, tables.exact[query]).reshape(-1), queries)
+    distance = lax.map(lambda query: _add_up(codes.indices, tables.exact[query]), queries)
     return jnp.where(_allowed(codes.owners, exclude), distance, NO_DISTANCE)
 
 
@@ -145,7 +145,7 @@ def _allowed(owners: Int32[Array, "*q n"], exclude: Int32[Array, "q 2"]) -> Bool
     return (owners != NOBODY) & (owners[..., None] != exclude[:, None]).all(-1)
 
 
-def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], queries: Int[Array, "q p"]
+def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "t k"], queries: Int[Array, "q p"]
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
@@ -155,7 +155,7 @@ def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], que
     """
     luts = lower[queries].transpose(1, 2, 0)
     if len(queries) == 1 or jax.default_backend() != "cpu":
-        return _add_up(blocks, luts if len(queries) > 1 else luts[..., 0]).reshape(-1, GROUP, len(queries)).min(1).T
+        return _add_up(indices, luts if len(queries) > 1 else luts[..., 0]).reshape(-1, GROUP, len(queries)).min(1).T
 
     def reduce(bounds: Array) -> Array:
         return bounds.reshape(-1, GROUP, len(queries)).min(1)
@@ -164,23 +164,11 @@ def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], que
         return _add_up(block, luts), reduce(before)
 
     first = jnp.zeros((BLOCK, len(queries)), jnp.int16)
-    last, minima = lax.scan(turn, first, blocks)
+    last, minima = lax.scan(turn, first, indices.reshape(-1, BLOCK, indices.shape[1]))
     return jnp.concatenate([minima.reshape(-1, len(queries)), reduce(last)])[BLOCK // GROUP:].T
 
 
-def _add_up(codes: UInt16[Array, "*b p r"], luts: Array) -> Array:
-    """Sums over positions of luts[p][codes[p]]; luts are [p,k] or [p,k,q]. Unrolled: one pass over the codes."""
+def _add_up(indices: UInt16[Array, "n p"], luts: Array) -> Array:
+    """Sums over positions of luts[p][indices[:,p]]; luts are [p,k] or [p,k,q]. Unrolled: one pass over the codes."""
     kind = jnp.int16 if luts.dtype == jnp.uint8 else luts.dtype
-    return sum(lut.at[codes[..., p, :]].get(mode="promise_in_bounds").astype(kind) for p, lut in enumerate(luts))
-
-
-def _exact(blocks: Array, exact: Array, queries: Array, group: Int[Array, "q g"]) -> Int64[Array, "q g 32"]:
-    block, within = group // (BLOCK // GROUP), group % (BLOCK // GROUP)
-    near = blocks.reshape(*blocks.shape[:2], -1, GROUP).at[block, :, within].get(mode="promise_in_bounds")
-
-    def turn(p: Array, total: Array) -> Array:
-        row = lax.dynamic_index_in_dim(queries, p, 1, keepdims=False)
-        code = lax.dynamic_index_in_dim(near, p, 2, keepdims=False)
-        return total + exact.at[row[:, None, None], code].get(mode="promise_in_bounds")
-
-    return lax.fori_loop(0, queries.shape[1], turn, jnp.zeros((*group.shape, GROUP), exact.dtype))
+    return sum(lut.at[indices[:, p]].get(mode="promise_in_bounds").astype(kind) for p, lut in enumerate(luts))

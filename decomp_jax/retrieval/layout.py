@@ -62,12 +62,12 @@ def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.n
     code_of_row, first_row = _distinct(read, len(patients))
     order = np.argsort(code_of_row, kind="stable").astype(np.int32)
     members = _members(order, code_of_row, len(first_row))
-    blocks = -(-max(len(first_row), 1) // (BLOCK * mesh.size)) * mesh.size
-    owners = np.full(blocks * BLOCK, NOBODY, np.int32)
+    size = -(-max(len(first_row), 1) // (BLOCK * mesh.size)) * BLOCK * mesh.size
+    owners = np.full(size, NOBODY, np.int32)
     patient, starts = patients[order], members.starts[:-1]
     first, last = np.minimum.reduceat(patient, starts), np.maximum.reduceat(patient, starts)
     owners[:len(first_row)] = np.where(first == last, first, SEVERAL)
-    codes = Codes(_blocks(read, first_row, blocks), owners)
+    codes = Codes(_gather(read, first_row, size), owners)
     return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), members, patients)
 
 
@@ -100,14 +100,12 @@ def _members(rows: np.ndarray, codes: np.ndarray, count: int) -> Members:
     return Members(rows, np.cumsum(np.bincount(codes + 1, minlength=count + 1), dtype=np.int32))
 
 
-def _blocks(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, number: int) -> np.ndarray:
-    """Codes of the rows, uint16 [number,positions,BLOCK], in memory that JAX takes over without a copy."""
-    shape = (number, read(slice(0)).shape[1], BLOCK)
-    size = 2 * int(np.prod(shape))
-    memory = np.zeros(size + ALIGNMENT, np.uint8)
-    aligned = -memory.ctypes.data % ALIGNMENT
-    blocks = memory[aligned:aligned + size].view(np.uint16).reshape(shape)
-    for block, start in zip(blocks, range(0, len(rows), BLOCK)):
-        codes = read(rows[start:start + BLOCK])
-        block[:, :len(codes)] = codes.T
-    return blocks
+def _gather(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, size: int) -> np.ndarray:
+    """Codes of the rows, padded to uint16 [size,positions], in memory that JAX takes over without a copy."""
+    shape = (size, read(slice(0)).shape[1])
+    memory = np.zeros(2 * size * shape[1] + ALIGNMENT, np.uint8)
+    codes = memory[-memory.ctypes.data % ALIGNMENT:][:2 * size * shape[1]].view(np.uint16).reshape(shape)
+    for start in range(0, len(rows), READ_AT_ONCE):
+        some = rows[start:start + READ_AT_ONCE]
+        codes[start:start + len(some)] = read(some)
+    return codes
