@@ -9,6 +9,7 @@
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -65,11 +66,14 @@ class CodeBank:
 
     def codes(self, parts: Sequence[str], rows: slice, some: np.ndarray | slice) -> UInt16[np.ndarray, "n p"]:
         """Indices of the parts ("normal", "abnormal") side by side, of `some` of `rows`; checked to be below K."""
-        codes = [getattr(self, f"{part}_indices")[rows][some] for part in parts]
-        for part, indices in zip(parts, codes):
-            _check_range(self, part, indices)
         cells = int(np.prod(self.grid))
-        return np.concatenate([indices.reshape(-1, cells) for indices in codes], 1)
+        codes = []
+        for part in parts:
+            indices = getattr(self, f"{part}_indices")
+            codes.append(np.array(indices[rows][some]).reshape(-1, cells))
+            _check_range(self, part, codes[-1])
+            _leave(indices)
+        return np.concatenate(codes, 1)
 
     @classmethod
     def from_arrays(
@@ -322,6 +326,12 @@ def _map(path: Path) -> np.ndarray:
         raise UserError(f"{path}: no such file; copy the bank whole or encode again") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: truncated or no .npy file ({error}); copy the bank whole or encode again") from None
+
+
+def _leave(array: np.ndarray) -> None:
+    """Gives the pages of a mapped file back to the system: what has been read once doesn't stay in memory."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _sha256(path: Path) -> str:

@@ -71,6 +71,11 @@ def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.n
     return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), members, patients)
 
 
+def run_starts(values: np.ndarray) -> np.ndarray:
+    """Positions at which a value differs from the one before."""
+    return np.flatnonzero(np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]]))
+
+
 def _distinct(read: Callable[[np.ndarray | slice], np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Number of each row's code, and the first row of each code, ascending.
 
@@ -83,7 +88,7 @@ def _distinct(read: Callable[[np.ndarray | slice], np.ndarray], size: int) -> tu
         hashes[chunk] = read(chunk).astype(np.uint64) @ factors
     order = np.argsort(hashes, kind="stable").astype(np.int32)
     hashes = hashes[order]
-    heads = np.flatnonzero(np.concatenate([np.ones(min(size, 1), bool), hashes[1:] != hashes[:-1]]))
+    heads = run_starts(hashes)
     twin = np.empty(size, np.int32)
     twin[order] = np.repeat(order[heads], np.diff(heads, append=size))
     repeats = np.flatnonzero(twin != np.arange(size))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from decomp_jax.errors import UserError
 from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, NOBODY, Nearest, Tables, every, make_tables, nearest
-from decomp_jax.retrieval.layout import Layout, Members, make_layout
+from decomp_jax.retrieval.layout import Layout, Members, make_layout, run_starts
 
 if TYPE_CHECKING:
     from decomp_jax.retrieval.bank import CodeBank
@@ -229,7 +229,7 @@ def _processes(mesh: Mesh) -> list[int]:
 
 def _number_patients(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted patient ids, and the number [n] of each row's. Rows of a patient mostly stand together: few are sorted."""
-    heads = np.flatnonzero(np.concatenate([np.ones(min(len(ids), 1), bool), ids[1:] != ids[:-1]]))
+    heads = run_starts(ids)
     names, numbers = np.unique(ids[heads], return_inverse=True)
     return names, np.repeat(numbers, np.diff(heads, append=len(ids))).astype(np.int32)
 
