@@ -9,7 +9,6 @@
 import dataclasses
 import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from jaxtyping import Bool, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
+from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.search import Hits, search
 
 FORMAT_VERSION = 1
@@ -72,7 +72,7 @@ class CodeBank:
             indices = getattr(self, f"{part}_indices")
             codes.append(np.array(indices[rows][some]).reshape(-1, cells))
             _check_range(self, part, codes[-1])
-            _leave(indices)
+            leave_pages(indices)
         return np.concatenate(codes, 1)
 
     @classmethod
@@ -117,6 +117,7 @@ class CodeBank:
         _check_shapes(bank, ".npy")
         for part in PARTS:
             _check_range(bank, part, arrays[f"{part}_indices"][:None if verify else CHECKED_ON_LOAD])
+            leave_pages(arrays[f"{part}_indices"])
         return bank
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -326,12 +327,6 @@ def _map(path: Path) -> np.ndarray:
         raise UserError(f"{path}: no such file; copy the bank whole or encode again") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: truncated or no .npy file ({error}); copy the bank whole or encode again") from None
-
-
-def _leave(array: np.ndarray) -> None:
-    """Gives the pages of a mapped file back to the system: what has been read once doesn't stay in memory."""
-    if isinstance(array.base, mmap.mmap):
-        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _sha256(path: Path) -> str:

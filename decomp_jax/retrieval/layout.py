@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import mmap
 from collections.abc import Callable
 
 import jax
@@ -69,6 +70,12 @@ def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.n
     owners[:len(first_row)] = np.where(first == last, first, SEVERAL)
     codes = Codes(_gather(read, first_row, size), owners)
     return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), members, patients)
+
+
+def leave_pages(array: np.ndarray) -> None:
+    """Gives the pages of a mapped file back to the system: what has been read once doesn't stay in memory."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def run_starts(values: np.ndarray) -> np.ndarray:

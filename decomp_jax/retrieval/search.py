@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from decomp_jax.errors import UserError
 from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, NOBODY, Nearest, Tables, every, make_tables, nearest
-from decomp_jax.retrieval.layout import Layout, Members, make_layout, run_starts
+from decomp_jax.retrieval.layout import Layout, Members, leave_pages, make_layout, run_starts
 
 if TYPE_CHECKING:
     from decomp_jax.retrieval.bank import CodeBank
@@ -215,6 +215,7 @@ def _make_index(bank: "CodeBank", parts: tuple[str, ...], mesh: Mesh) -> _Index:
     share = processes.index(jax.process_index())
     start, stop = (len(bank) * i // len(processes) for i in (share, share + 1))
     names, patients = _number_patients(bank.rows["patient_id"][start:stop])
+    leave_pages(bank.rows)
     local = mesh.local_mesh
     layout = make_layout(lambda rows: bank.codes(parts, slice(start, stop), rows), patients, local)
     tables = make_tables([getattr(bank, f"{part}_codebook") for part in parts], int(np.prod(bank.grid)))
