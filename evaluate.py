@@ -75,7 +75,7 @@ def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
 
 
 def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    command = commands.add_parser("export", help="write the network, without its optimiser, as a few MB with a model card")
+    command = commands.add_parser("export", help="write the network, without its optimiser, and a model card")
     command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
     command.add_argument("--data", required=True, help="the data set it was trained on")
     command.add_argument("--report", required=True, help="a report of it, whose numbers the model card takes")

@@ -1,4 +1,4 @@
-"""`evaluate.py export`: a trained network as a few MB of NumPy arrays, with a model card; reads like the run it is of."""
+"""`evaluate.py export`: a trained network as a few MB of NumPy arrays with a model card; it reads like its run."""
 
 import json
 from pathlib import Path
@@ -69,8 +69,8 @@ A network trained by this repository, without its optimiser. It stands wherever 
 
 - Images: {settings.source}, {settings.size}x{settings.size} pixels, {", ".join(settings.modalities)}; prepared by
   `python -m data_prep` alike, else it refuses them.
-- Two grids of codes, {config.model.codebook_size} codes of {config.model.code_dim} numbers each: anatomy as it would look
-  healthy, and abnormality. Labels: {", ".join(settings.lesion_classes)}.
+- Two grids of codes, {config.model.codebook_size} codes of {config.model.code_dim} numbers each: anatomy as it would
+  look healthy, and abnormality. Labels: {", ".join(settings.lesion_classes)}.
 
 ## How it was made
 
