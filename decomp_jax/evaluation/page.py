@@ -46,7 +46,7 @@ def write_page(path: Path, metrics: Table, figures: dict[str, Path], config: dic
     """Writes the page: `metrics` as `report.measure` gives them, `figures` PNG files by name."""
     parts = (
         _opening(metrics), _examples(figures), _selectivity(metrics, figures), _mixed(metrics),
-        _decomposition(metrics, figures), _findings(metrics), _details(metrics), _network(metrics, figures),
+        _decomposition(metrics, figures), _findings(metrics, config), _details(metrics), _network(metrics, figures),
         _reading(metrics["protocol"]), _limits(metrics), _provenance(metrics, config),
     )
     path.write_text(f"""<!doctype html>
@@ -191,8 +191,9 @@ def _selectivity(metrics: Table, figures: dict[str, Path]) -> str:
         "Does each code find what it is for, and only that?",
         paragraph("""Read down a column: who finds slices whose anatomy, or lesion, is like the query's? A code should
             do well in its own column and badly in the other. How badly it can do is not chance: lesions sit at
-            certain heights, so that even a search by the true lesion finds some of the anatomy. This <b>floor</b> is
-            given beside."""),
+            certain heights, so that even a search by the true lesion finds some of the anatomy. This <b>floor</b>,
+            what the oracle of the code's own target scores, is given beside; where a search by both meets one target
+            it is no floor but the price of asking for two things, and is called the oracle's."""),
         figure(figures, "selectivity", """Dice@5 of all methods. The code made for the target is blue; oracles, which
             search by the true labels, are grey. The dashed line is the floor: what a search by the other true label
             finds."""),
@@ -203,7 +204,7 @@ def _selectivity(metrics: Table, figures: dict[str, Path]) -> str:
 
 _GROUPS = {
     "The codes": ("normal", "abnormal", "both"),
-    "Without the network": ("random", "slice_level", "pixel_l2", "pca"),
+    "Without the network": ("random", "slice_level", "pixel_l2", "pca", "hog"),
     "The network otherwise": ("z_e_normal", "z_e_abnormal", "segmentation"),
     "By the true labels": ("lesion_grid", "oracle_normal", "oracle_abnormal", "oracle_whole", "oracle_both"),
 }
@@ -213,7 +214,8 @@ def _selectivity_row(retrieval: Table, method: str, targets: list[str]) -> list[
     cells = [METHODS[method]]
     for target in targets:
         floor = FLOOR.get((method, target))
-        beside = f"<small>floor {retrieval[floor][target]['dice@5'].mean:.3f}</small>" if floor in retrieval else ""
+        word = "its oracle" if "both" in (method, target) else "floor"
+        beside = f"<small>{word} {retrieval[floor][target]['dice@5'].mean:.3f}</small>" if floor in retrieval else ""
         cells.append(number(retrieval[method][target]["dice@5"], 3) + beside)
     return cells
 
@@ -285,20 +287,29 @@ _AGAINST_TRUTH = {
 }
 
 
-def _findings(metrics: Table) -> str:
+def _findings(metrics: Table, config: dict[str, Any]) -> str:
     segmentation = metrics["segmentation"]
+    score = """minus the paper's ‖z<sub>e</sub>⁺ − e⁺‖² (equation 3), mean over cells: lesions lie near the codes, cells
+        without one away from them"""
+    if config["model"]["nothing_threshold"]:
+        score = """the largest ‖z<sub>e</sub>⁺‖² of its cells: those without a finding are drawn to 0, where the paper
+            pushes them away from all codes (‖z<sub>e</sub>⁺ − e⁺‖², equation 3)"""
     rows = [[f"Dice, {html.escape(name)}", number(value)] for name, value in segmentation["dice"].items()]
     rows += [[f"share of {name}", number(value)] for name, value in segmentation.items() if name != "dice"]
     rows += [[_SCORES[name], number(value)] for name, value in metrics["abnormality"].items()]
     return section(
         "Finding lesions",
-        paragraph("""The predicted labels and the abnormality score are by-products; they show what the abnormal code
-            can know. Dice is taken over all slices of a patient together."""),
+        paragraph(f"""The predicted labels and the abnormality score are by-products; they show what the abnormal code
+            can know. Dice is taken over all slices of a patient together. The abnormality score of a slice is
+            {score}. Beside it stand two scores by the predicted labels."""),
         table(("measure", "value"), rows),
     ) if rows else ""
 
 
-_SCORES = {"auroc": "AUROC of the abnormality score", "auroc of predicted area": "AUROC of the predicted lesion area"}
+_SCORES = {
+    "auroc": "AUROC of the abnormality score", "auroc of predicted area": "AUROC of the predicted lesion area",
+    "auroc of lesion probability": "AUROC of the predicted lesion probability, summed",
+}
 
 
 def _details(metrics: Table) -> str:

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from skimage.feature import hog
 from sklearn.metrics import average_precision_score, f1_score
 
-from decomp_jax.evaluation.rankers import rankers
+from decomp_jax.evaluation.rankers import oriented_gradients, rankers
 from decomp_jax.evaluation.scores import ORACLES, Scores, label_overlap, lesion_side, score
 from decomp_jax.evaluation.slices import SliceSet
 from tests.evaluation.fakes import settings
@@ -35,6 +36,14 @@ def test_pixel_ranking_agrees_with_brute_force(query: SliceSet, reference: Slice
             ours, theirs = getattr(query, labels), getattr(reference, labels)
             expected = np.mean([class_dice(ours[i], theirs[row], classes) for row in nearest])
             assert scores["pixel_l2", target, "dice@5"][i] == pytest.approx(expected, abs=1e-6)
+
+
+def test_oriented_gradients_are_those_of_scikit_image(query: SliceSet) -> None:
+    images = query.image[:5, ..., 0].astype(np.float32)
+    ours = oriented_gradients(images, (4, 4))
+    for image, found in zip(images, ours):
+        expected = hog(image, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(1, 1), block_norm="L2")
+        np.testing.assert_allclose(found.ravel(), expected, atol=1e-3)
 
 
 def test_code_ranking_agrees_with_brute_force(query: SliceSet, reference: SliceSet, scores: Scores) -> None:
@@ -74,16 +83,21 @@ def test_column_precision_agrees_with_scikit_learn(query: SliceSet, reference: S
 
 
 def test_shuffled_labels_score_like_chance(query: SliceSet, reference: SliceSet, scores: Scores) -> None:
-    """What the labels say of other slices is no help: a leak from a query to its hits would show here."""
+    """Labels dealt out anew among the references: no ranking may know of them, or there is a leak."""
     order = np.random.default_rng(0).permutation(len(reference))
     shuffled = dataclasses.replace(reference, label=reference.label[order], anatomy=reference.anatomy[order])
     found = scored(query, shuffled)
     overlap = label_overlap(query, shuffled, settings())(np.arange(len(query)))
-    for method, target in (("abnormal", "abnormal"), ("normal", "normal"), ("segmentation", "abnormal")):
+    blind = {method for method, _, _ in scores} - {"lesion_grid", *ORACLES}
+    assert {"normal", "abnormal", "both", "segmentation", "z_e_normal", "z_e_abnormal"} < blind
+    for target, knowing in (("abnormal", {"abnormal", "segmentation"}), ("normal", {"normal", "pixel_l2"})):
         chance, spread = np.nanmean(overlap[target]["dice"]), np.nanstd(overlap[target]["dice"])
         error = 4 * spread / np.sqrt(len(query))  # hits of neighbouring queries are shared
-        assert abs(np.nanmean(found[method, target, "dice@5"]) - chance) < error
-        assert np.nanmean(scores[method, target, "dice@5"]) > chance + error
+        for method in blind:
+            assert abs(np.nanmean(found[method, target, "dice@5"]) - chance) < error, method
+        for method in knowing:
+            assert np.nanmean(scores[method, target, "dice@5"]) > chance + error, method
+        assert np.nanmean(found[f"oracle_{target}", target, "dice@5"]) > chance + error
 
 
 def test_hits_of_the_same_patient_are_left_out(query: SliceSet) -> None:
