@@ -204,7 +204,7 @@ def _selectivity(metrics: Table, figures: dict[str, Path]) -> str:
 
 _GROUPS = {
     "The codes": ("normal", "abnormal", "both"),
-    "Without the network": ("random", "slice_level", "pixel_l2", "pca", "hog"),
+    "Without the network": ("random", "slice_level", "pixel_l2", "local_contrast", "pca"),
     "The network otherwise": ("z_e_normal", "z_e_abnormal", "segmentation"),
     "By the true labels": ("lesion_grid", "oracle_normal", "oracle_abnormal", "oracle_whole", "oracle_both"),
 }

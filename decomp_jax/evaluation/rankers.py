@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Bool, Float, Integer, Shaped
+from jaxtyping import Array, Bool, Float, Integer
 
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.losses.cells import local_contrast
 from decomp_jax.retrieval import relevance
 
 PCA_COMPONENTS = 64
 PCA_SAMPLE = 2048
-ORIENTATIONS = 9
 
 # What each method ranks by. Oracles rank by the true labels: they are ceilings, and for the other target floors.
 METHODS = {
@@ -24,7 +24,7 @@ METHODS = {
     "slice_level": "nearest slice height",
     "pixel_l2": "pixels, L2",
     "pca": f"pixels, {PCA_COMPONENTS} principal components",
-    "hog": "oriented gradients of each code cell (HOG)",
+    "local_contrast": "local contrast of pixels, L2",
     "z_e_normal": "normal path before quantisation",
     "z_e_abnormal": "abnormal path before quantisation",
     "segmentation": "overlap of predicted labels",
@@ -81,7 +81,7 @@ def rankers(
         "slice_level": by_distance(height_gap),
         "pixel_l2": by_features(lambda slices: slices.image),
         "pca": by_features(principal_components(reference.image, rng)),
-        "hog": by_features(lambda slices: oriented_gradients(slices.image[..., 0], grid)),
+        "local_contrast": by_features(lambda slices: contrasts(slices.image)),
         "z_e_normal": by_features(lambda slices: slices.z_e_normal),
         "z_e_abnormal": by_features(lambda slices: slices.z_e_abnormal),
         "segmentation": by_distance(predicted_overlap),
@@ -127,22 +127,15 @@ def principal_components(
     return project
 
 
-def cell_share(mask: Shaped[np.ndarray, "n s s"], grid: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
-    """Mean over each code cell's pixels: of a mask, the share that it covers."""
+def cell_share(mask: Bool[np.ndarray, "n s s"], grid: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
+    """Share of each code cell's pixels that the mask covers."""
     n, height, width = mask.shape
     h, w = grid
     return mask.reshape(n, h, height // h, w, width // w).mean((2, 4), dtype=np.float32)
 
 
-def oriented_gradients(images: Float[np.ndarray, "n s s"], grid: tuple[int, int]) -> Float[np.ndarray, "n h w o"]:
-    """Histogram of oriented gradients (Dalal and Triggs 2005) of each code cell, each of length 1."""
-    found = np.empty((len(images), *grid, ORIENTATIONS), np.float32)
-    for i in range(0, len(images), relevance.REFERENCE_BLOCK):
-        block = images[i : i + relevance.REFERENCE_BLOCK].astype(np.float32)
-        down, right = np.zeros_like(block), np.zeros_like(block)
-        down[:, 1:-1] = block[:, 2:] - block[:, :-2]
-        right[:, :, 1:-1] = block[:, :, 2:] - block[:, :, :-2]
-        strength = np.hypot(down, right)
-        angle = np.rad2deg(np.arctan2(down, right)) % 180 // (180 / ORIENTATIONS)
-        found[i : i + len(block)] = np.stack([cell_share(strength * (angle == o), grid) for o in range(ORIENTATIONS)], -1)
-    return found / np.sqrt((found**2).sum(-1, keepdims=True) + 1e-10)
+def contrasts(images: Float[np.ndarray, "n s s c"]) -> Float[np.ndarray, "n s s c"]:
+    """What the structure term draws the normal code to, at every pixel and with the lesions."""
+    step = relevance.REFERENCE_BLOCK
+    blocks = [images[i : i + step].astype(np.float32) for i in range(0, len(images), step)]
+    return np.concatenate([np.asarray(local_contrast(block)) for block in blocks])

@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from skimage.feature import hog
 from sklearn.metrics import average_precision_score, f1_score
 
-from decomp_jax.evaluation.rankers import oriented_gradients, rankers
+from decomp_jax.evaluation.rankers import rankers
 from decomp_jax.evaluation.scores import ORACLES, Scores, label_overlap, lesion_side, score
 from decomp_jax.evaluation.slices import SliceSet
 from tests.evaluation.fakes import settings
@@ -36,14 +35,6 @@ def test_pixel_ranking_agrees_with_brute_force(query: SliceSet, reference: Slice
             ours, theirs = getattr(query, labels), getattr(reference, labels)
             expected = np.mean([class_dice(ours[i], theirs[row], classes) for row in nearest])
             assert scores["pixel_l2", target, "dice@5"][i] == pytest.approx(expected, abs=1e-6)
-
-
-def test_oriented_gradients_are_those_of_scikit_image(query: SliceSet) -> None:
-    images = query.image[:5, ..., 0].astype(np.float32)
-    ours = oriented_gradients(images, (4, 4))
-    for image, found in zip(images, ours):
-        expected = hog(image, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(1, 1), block_norm="L2")
-        np.testing.assert_allclose(found.ravel(), expected, atol=1e-3)
 
 
 def test_code_ranking_agrees_with_brute_force(query: SliceSet, reference: SliceSet, scores: Scores) -> None:
