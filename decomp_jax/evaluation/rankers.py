@@ -137,5 +137,5 @@ def cell_share(mask: Bool[np.ndarray, "n s s"], grid: tuple[int, int]) -> Float[
 def contrasts(images: Float[np.ndarray, "n s s c"]) -> Float[np.ndarray, "n s s c"]:
     """What the structure term draws the normal code to, at every pixel and with the lesions."""
     step = relevance.REFERENCE_BLOCK
-    blocks = [images[i : i + step].astype(np.float32) for i in range(0, len(images), step)]
+    blocks = [jnp.asarray(images[i : i + step], jnp.float32) for i in range(0, len(images), step)]
     return np.concatenate([np.asarray(local_contrast(block)) for block in blocks])
