@@ -39,17 +39,17 @@ CLIP = 3.0
 
 
 class Tables(NamedTuple):
-    """Distances between codes; row K_0 + ... + K_(i-1) + a holds those from code a of codebook i, the last row zeros.
+    """Distances between codes; column K_0 + ... + K_(i-1) + a holds those to code a of codebook i, the last one zeros.
 
     Attributes:
-        exact: int64 [T,K], squared distance / `unit`.
-        lower: uint8 [T,K], at most exact / `step`.
+        exact: int64 [K,T], squared distance / `unit`.
+        lower: uint8 [K,T], at most exact / `step`.
         step: int64.
         unit: squared L2 of one unit.
     """
 
-    exact: Int64[np.ndarray, "t k"]
-    lower: UInt8[np.ndarray, "t k"]
+    exact: Int64[np.ndarray, "k t"]
+    lower: UInt8[np.ndarray, "k t"]
     step: np.int64
     unit: float
 
@@ -60,9 +60,9 @@ def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
     positions = cells * len(codebooks)
     unit = max(square.max() for square in squares) * positions / 2.0**62 or 1.0
     sizes = [len(square) for square in squares]
-    exact = np.zeros((sum(sizes) + 1, max(sizes)), np.int64)
+    exact = np.zeros((max(sizes), sum(sizes) + 1), np.int64)
     for square, start in zip(squares, np.cumsum([0, *sizes])):
-        exact[start:start + len(square), :len(square)] = np.rint(square / unit)
+        exact[:len(square), start:start + len(square)] = np.rint(square / unit)
     largest = min(np.iinfo(np.uint8).max, np.iinfo(np.int16).max // positions)
     clip = min(CLIP * np.mean([square.mean() for square in squares]), max(square.max() for square in squares))
     step = np.int64(clip / unit / largest) + 1
@@ -100,7 +100,7 @@ class Nearest(NamedTuple):
 def nearest(mesh: Mesh, groups: int, count: int) -> Callable[..., Nearest]:
     """Compiled search for the `count` nearest codes of each shard among the `groups` groups with the smallest bounds.
 
-    The function takes (codes, tables, queries int32 [Q,positions] of table rows, exclude int32 [Q,2] of patients).
+    The function takes (codes, tables, queries int32 [Q,positions] of table columns, exclude int32 [Q,2] of patients).
     """
     return _sharded(functools.partial(_nearest, groups=groups, count=count), mesh)
 
@@ -123,7 +123,7 @@ def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, gr
     bounds, group = lax.top_k(-group_minima(codes.indices, tables.lower, queries).astype(jnp.float32), groups)
     beyond = -bounds.min(1).astype(jnp.int64) * tables.step
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
-    distance = lax.map(lambda one: _add_up(codes.indices[one[0]], tables.exact[one[1]]), (code, queries))
+    distance = lax.map(lambda one: _add_up(codes.indices[one[0]], tables.exact[:, one[1]]), (code, queries))
     distance = jnp.where(_allowed(codes.owners[code], exclude), distance, NO_DISTANCE)
     # Rounding to float32 keeps order but for ties: what is left out comes later if its float32 is strictly greater.
     rounded, at = lax.top_k(-distance.astype(jnp.float32), count + GROUP // 2)
@@ -136,7 +136,7 @@ def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, gr
 
 
 def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> Array:
-    distance = lax.map(lambda query: _add_up(codes.indices, tables.exact[query]), queries)
+    distance = lax.map(lambda query: _add_up(codes.indices, tables.exact[:, query]), queries)
     return jnp.where(_allowed(codes.owners, exclude), distance, NO_DISTANCE)
 
 
@@ -145,7 +145,7 @@ def _allowed(owners: Int32[Array, "*q n"], exclude: Int32[Array, "q 2"]) -> Bool
     return (owners != NOBODY) & (owners[..., None] != exclude[:, None]).all(-1)
 
 
-def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "t k"], queries: Int[Array, "q p"]
+def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "k t"], queries: Int[Array, "q p"]
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
@@ -153,9 +153,9 @@ def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "t k"], quer
     scanned block by block, each turn adding up one block while it reduces the one before: a loop's carry is never
     fused.
     """
-    luts = lower[queries].transpose(1, 2, 0)
+    luts = lower[:, queries[0] if len(queries) == 1 else queries.T]
     if len(queries) == 1 or jax.default_backend() != "cpu":
-        return _add_up(indices, luts if len(queries) > 1 else luts[..., 0]).reshape(-1, GROUP, len(queries)).min(1).T
+        return _add_up(indices, luts).reshape(-1, GROUP, len(queries)).min(1).T
 
     def reduce(bounds: Array) -> Array:
         return bounds.reshape(-1, GROUP, len(queries)).min(1)
@@ -169,6 +169,9 @@ def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "t k"], quer
 
 
 def _add_up(indices: UInt16[Array, "n p"], luts: Array) -> Array:
-    """Sums over positions of luts[p][indices[:,p]]; luts are [p,k] or [p,k,q]. Unrolled: one pass over the codes."""
+    """Sums over positions of luts[indices[:,p],p]; luts are [k,p] or [k,p,q]. Unrolled: one pass over the codes.
+
+    A code's entries for all positions lie together: in few pages of memory, and in different lines of the cache.
+    """
     kind = jnp.int16 if luts.dtype == jnp.uint8 else luts.dtype
-    return sum(lut.at[indices[:, p]].get(mode="promise_in_bounds").astype(kind) for p, lut in enumerate(luts))
+    return sum(luts.at[indices[:, p], p].get(mode="promise_in_bounds").astype(kind) for p in range(luts.shape[1]))

@@ -89,12 +89,12 @@ def search(
     _check(bank, queries, k, cells, mesh)
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     index = _index(bank, tuple(queries), mesh)
-    table_rows = _table_rows(bank, queries, cells)
-    excluded = _patient_numbers(index.names, exclude, len(table_rows))
-    distances, rows = _no_hits(len(table_rows), k)
-    blocks = list(_slices(len(table_rows), MOST_QUERIES))
+    table_columns = _table_columns(bank, queries, cells)
+    excluded = _patient_numbers(index.names, exclude, len(table_columns))
+    distances, rows = _no_hits(len(table_columns), k)
+    blocks = list(_slices(len(table_columns), MOST_QUERIES))
     for block in tqdm(blocks, desc="search", unit="block", delay=2, disable=None):
-        distances[block], rows[block] = _search(index, table_rows[block], excluded[block], k, one_per_patient)
+        distances[block], rows[block] = _search(index, table_columns[block], excluded[block], k, one_per_patient)
     if len(_processes(mesh)) > 1:
         distances, rows = _join_processes(distances, rows, bank, k, one_per_patient)
     floats = np.where(rows < 0, np.inf, distances * float(index.tables.unit))
@@ -251,16 +251,16 @@ def _patient_numbers(names: np.ndarray, exclude: Sequence[str] | np.ndarray | No
     return numbers
 
 
-def _table_rows(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
-    """Rows int32 [Q,positions] of the tables to look up: queries' indices; the row of zeros where cells is False."""
-    rows, offset = [], 0
+def _table_columns(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
+    """Columns int32 [Q,positions] of the tables to look up: queries' indices; the one of zeros where cells is False."""
+    columns, offset = [], 0
     for part, query in queries.items():
-        rows.append(query.reshape(len(query), query.shape[1] * query.shape[2]).astype(np.int32) + offset)
+        columns.append(query.reshape(len(query), query.shape[1] * query.shape[2]).astype(np.int32) + offset)
         offset += len(getattr(bank, f"{part}_codebook"))
-    table_rows = np.concatenate(rows, 1)
+    table_columns = np.concatenate(columns, 1)
     if cells is not None:
-        table_rows[:, ~np.tile(np.asarray(cells).ravel(), len(queries))] = offset
-    return table_rows
+        table_columns[:, ~np.tile(np.asarray(cells).ravel(), len(queries))] = offset
+    return table_columns
 
 
 def _check(
