@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 CPU_CHANNELS = 32
-Image = Float[Array, "b h w c"]
+Image = Float[Array, "b h w i"]
 Kernel = Float[Array, "k l i o"]
+Result = Float[Array, "b h w o"]
 
 
-def convolve(x: Image, kernel: Kernel, *_: Any, **__: Any) -> Image:
+def convolve(x: Image, kernel: Kernel, *_: Any, **__: Any) -> Result:
     """Stride 1, padded with zeros to the same size. Serves as `nn.Conv(conv_general_dilated=...)`."""
     fold = CPU_CHANNELS // max(kernel.shape[2:])
     if jax.default_backend() == "cpu" and fold > 1 and x.shape[2] % fold == 0:
@@ -20,11 +21,11 @@ def convolve(x: Image, kernel: Kernel, *_: Any, **__: Any) -> Image:
     return _convolve(x, kernel)
 
 
-def _convolve(x: Image, kernel: Kernel) -> Image:
+def _convolve(x: Image, kernel: Kernel) -> Result:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _fold_forward(x: Image, kernel: Kernel, fold: int) -> Image:
+def _fold_forward(x: Image, kernel: Kernel, fold: int) -> Result:
     """The same convolution over `fold` neighbours along a row as channels of one pixel: a reshape, and a wider kernel.
 
     A tap `t` from neighbour p of pixel `offset` reaches neighbour q of the result: t = fold * offset + p - q + centre.
@@ -38,7 +39,7 @@ def _fold_forward(x: Image, kernel: Kernel, fold: int) -> Image:
     return _convolve(x.reshape(b, h, w // fold, fold * i), wide).reshape(b, h, w, o)
 
 
-def _fold_backward(fold: int, saved: tuple[Image, Kernel], gradient: Image) -> tuple[Image, Kernel]:
+def _fold_backward(fold: int, saved: tuple[Image, Kernel], gradient: Result) -> tuple[Image, Kernel]:
     """The kernel's own gradient is cheaper without folding."""
     x, kernel = saved
     _, of_x = jax.vjp(lambda x: _fold_forward(x, kernel, fold), x)
