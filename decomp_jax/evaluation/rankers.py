@@ -144,5 +144,6 @@ def oriented_gradients(images: Float[np.ndarray, "n s s"], grid: tuple[int, int]
         right[:, :, 1:-1] = block[:, :, 2:] - block[:, :, :-2]
         strength = np.hypot(down, right)
         angle = np.rad2deg(np.arctan2(down, right)) % 180 // (180 / ORIENTATIONS)
-        found[i : i + len(block)] = np.stack([cell_share(strength * (angle == o), grid) for o in range(ORIENTATIONS)], -1)
+        for o in range(ORIENTATIONS):
+            found[i : i + len(block), ..., o] = cell_share(strength * (angle == o), grid)
     return found / np.sqrt((found**2).sum(-1, keepdims=True) + 1e-10)
