@@ -37,7 +37,7 @@ def export_run(workdir: str | Path, data: str | Path, report: str | Path, out: s
         raise UserError(f"{report}: not of the newest checkpoint of {workdir}; write the report again")
     meta["data"] = {name: manifest[name] for name in ("patients", "slices", "splits", "source")}
     meta["config"]["data"]["dir"] = ""  # a path of this machine; the digest names the data
-    meta.setdefault("commit", source_commit())
+    meta.setdefault("commit", f"{source_commit()}, at export: the run recorded none")
     write_exported(out, state, meta)
     (Path(out) / CARD).write_text(model_card(Path(out).name, meta, metrics))
 
@@ -78,7 +78,7 @@ A network trained by this repository, without its optimiser. It stands wherever 
   digest `{meta["data_digest"][:16]}`.
 - Training: {meta["step"]:,} steps of {config.train.batch_size} slices from {start}, seed {config.train.seed}. All
   settings are in `meta.json`.
-- Code: commit `{meta["commit"]}`.
+- Code: commit {meta["commit"]}.
 
 ## What was measured
 
