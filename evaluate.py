@@ -4,6 +4,7 @@
     python evaluate.py search --bank=BANK --queries=BANK2 --by=both --k=10 --out=hits.csv
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
+    python evaluate.py compare --runs RUN1 RUN2 RUN3 --data=DATA --out=DIR
 """
 
 import argparse
@@ -18,7 +19,7 @@ PATHS = ("normal", "abnormal", "both")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_encode, _add_search, _add_query, _add_report):
+    for add in (_add_encode, _add_search, _add_query, _add_report, _add_compare):
         command = add(commands)
         command.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, for runs of several processes")
         command.add_argument("--processes", type=int, help="number of processes")
@@ -71,6 +72,14 @@ def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     return command
 
 
+def _add_compare(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("compare", help="one table of several runs, on validation patients")
+    command.add_argument("--runs", required=True, nargs="+", metavar="RUN", help="the others are compared with the first")
+    command.add_argument("--data", required=True, help="a data set with validation images")
+    command.add_argument("--out", required=True, help="folder for comparison.md, comparison.csv, comparison.png")
+    return command
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -98,6 +107,10 @@ def main() -> None:
         from decomp_jax.evaluation.report import write_report
 
         write_report(**args)
+    elif command == "compare":
+        from decomp_jax.evaluation.compare import compare_runs
+
+        compare_runs(**args)
 
 
 if __name__ == "__main__":
