@@ -5,13 +5,15 @@
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
     python evaluate.py compare --runs RUN1 RUN2 RUN3 --data=DATA --out=DIR
+
+SIGTERM stops any of them with exit code 143; what they had half written is removed.
 """
 
 import argparse
 
 from decomp_jax import mesh
 from decomp_jax.data.schema import SPLITS
-from decomp_jax.errors import run_program
+from decomp_jax.errors import run_program, unwind_on_signals
 
 PATHS = ("normal", "abnormal", "both")
 
@@ -91,6 +93,7 @@ def main() -> None:
     args = vars(parse_args())
     command = args.pop("command")
     mesh.initialize_distributed(args.pop("coordinator"), args.pop("processes"), args.pop("process"))
+    unwind_on_signals()  # again: among several processes JAX has taken SIGTERM, for training's sake
     if command == "encode":
         from decomp_jax.evaluation.encode import encode_split
 

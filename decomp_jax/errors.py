@@ -19,8 +19,7 @@ def run_program(main: Callable[[], None]) -> None:
 
     SIGTERM and Ctrl-C unwind it, so that what is half-written is removed, and end it with 143 and 130.
     """
-    signal.signal(signal.SIGTERM, _unwind)
-    signal.signal(signal.SIGINT, _unwind)
+    unwind_on_signals()
     try:
         main()
     except UserError as error:
@@ -29,8 +28,13 @@ def run_program(main: Callable[[], None]) -> None:
         _refuse(f"{error.filename}: {error.strerror}; name another path")
 
 
+def unwind_on_signals() -> None:
+    """Makes SIGTERM and SIGINT raise SystemExit; a second signal ends the program at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _unwind)
+
+
 def _unwind(number: int, _: Any) -> None:
-    """The first signal unwinds the program; a second one ends it at once."""
     signal.signal(number, signal.SIG_DFL)
     sys.exit(EXIT_SIGNAL + number)
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = (("errors", "types"), ("config", "mesh"), ("losses", "models", "data", "retrieval"), ("training",), ("evaluation",))
+LAYERS = (
+    ("errors", "types"), ("config", "files", "mesh"), ("losses", "models", "data", "retrieval"), ("training",),
+    ("evaluation",), ("ablate",),
+)
 FORBIDDEN = {
     "decomp_jax": {"tensorflow"},
     "decomp_jax/losses": {"flax", "decomp_jax.models"},
