@@ -17,6 +17,7 @@ PAPER = Config(
         codebook_abnormal=1.0,
         nothing=0.0,
         layout=0.0,
+        structure=0.0,
         discrimination=1.0,
         generalized_dice=1.0,
         soft_dice=0.0,

@@ -296,8 +296,9 @@ def map_in_order(
     try:
         with tqdm(total=len(items), unit=unit, dynamic_ncols=True) as bar:
             while True:
-                for item in itertools.islice(to_submit, 2 * workers - len(pending)):
-                    pending.append((item, pool.submit(_call, item)))
+                with _signals_held():  # a worker whose start is cut off ends in a traceback of its own
+                    for item in itertools.islice(to_submit, 2 * workers - len(pending)):
+                        pending.append((item, pool.submit(_call, item)))
                 if not pending:
                     return
                 item, future = pending.popleft()
@@ -311,3 +312,20 @@ def map_in_order(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.kill()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Lets SIGINT and SIGTERM wait until the block is through."""
+    held = []
+    handlers = {
+        number: signal.signal(number, lambda *received: held.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number, _ in held:
+        signal.raise_signal(number)

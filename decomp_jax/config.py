@@ -49,6 +49,7 @@ class LossWeights:
     commitment_abnormal: float = 0.25
     nothing: float = 1.0
     layout: float = 1.0
+    structure: float = 1.0
     discrimination: float = 0.0
     generalized_dice: float = 0.0
     soft_dice: float = 5.0

@@ -37,9 +37,24 @@ def layout_loss(
     L2 between codes then compares what lesion is where: of all maps on the code grid that were tried, root shares rank
     images nearest to their Dice. Together with `nothing_loss` it is a regression over all cells.
     """
-    layout = scale * jnp.sqrt(class_fractions)
-    error = jnp.sum((z_e[..., : layout.shape[-1]] - layout) ** 2, -1)
-    return ((class_fractions.sum(-1) > 0) * error).mean((1, 2))
+    has_lesion = class_fractions.sum(-1, keepdims=True) > 0
+    return _distance_to(scale * jnp.sqrt(class_fractions), z_e, has_lesion)
+
+
+def structure_loss(
+    z_e: Float[Array, "b h w d"], structure: Float[Array, "b h w s"], weight: Float[Array, "b h w s"], *, scale: float
+) -> Float[Array, "b"]:
+    """Draws the first S channels of z_e to scale * the local contrast of the cell's pieces, weighted piece by piece.
+
+    L2 between codes then compares where edges and folds are, not how bright the image is: of local contrast alone L2
+    ranks images nearer to their anatomy than of pixels (docs/network.md).
+    """
+    return _distance_to(scale * structure, z_e, weight)
+
+
+def _distance_to(target: Float[Array, "b h w c"], z_e: Float[Array, "b h w d"], weight: Array) -> Float[Array, "b"]:
+    """Squared distance of the first channels to `target`, summed over them, mean over cells."""
+    return (weight * (z_e[..., : target.shape[-1]] - target) ** 2).sum(-1).mean((1, 2))
 
 
 def discrimination_loss(

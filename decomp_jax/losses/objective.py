@@ -9,17 +9,14 @@ from jaxtyping import Array, Float, Int
 from decomp_jax.config import LossWeights
 from decomp_jax.losses import image as on_image
 from decomp_jax.losses import latent, segmentation
+from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast, structure_parts
 from decomp_jax.types import Outputs, Targets
 
 
 # Channels of z_e_abnormal that carry the layout have this length in a cell full of one class.
 LAYOUT_SCALE = 10.0
-
-
-def class_fractions(onehot: Float[Array, "b s s k"], grid: int) -> Float[Array, "b {grid} {grid} l"]:
-    """Share of each cell's pixels that carry each lesion class (class 0, background, is left out)."""
-    b, s, _, k = onehot.shape
-    return onehot.reshape(b, grid, s // grid, grid, s // grid, k).mean((2, 4))[..., 1:]
+# Deviations of local contrast in the channels of z_e_normal that carry the structure.
+STRUCTURE_SCALE = 2.0
 
 
 def objective(
@@ -43,11 +40,14 @@ def objective(
     """
     latents, codes = outputs.latents, outputs.codes
     classes = outputs.seg_logits.shape[-1]
+    grid, code_dim = latents.normal.shape[2:]
+    size, channels = targets.image.shape[2:]
+    parts = structure_parts(code_dim, channels, size // grid)
     onehot = jax.nn.one_hot(targets.label, classes)
-    fractions = class_fractions(onehot, latents.abnormal.shape[1])
+    fractions = class_fractions(onehot, grid)
     fraction = fractions.sum(-1)
     has_lesion = (targets.label > 0).any((1, 2)).astype(jnp.float32)
-    pixels_in_cell = (targets.label.shape[1] // fraction.shape[1]) ** 2
+    pixels_in_cell = (size // grid) ** 2
     all_cells = jnp.ones_like(fraction)
     lesion_cells = (
         (fraction > (cell_pixels - 0.5) / pixels_in_cell).astype(jnp.float32)
@@ -68,6 +68,12 @@ def objective(
         ),
         "nothing": lambda: latent.nothing_loss(latents.abnormal, fraction),
         "layout": lambda: latent.layout_loss(latents.abnormal, fractions, scale=LAYOUT_SCALE),
+        "structure": lambda: latent.structure_loss(
+            latents.normal,
+            cell_means(local_contrast(targets.background), grid, parts),
+            jnp.repeat(cell_means(background_mask, grid, parts), channels, -1),
+            scale=STRUCTURE_SCALE,
+        ),
         "discrimination": lambda: latent.discrimination_loss(
             latents.abnormal, codes.z_q_lesion, margin=margin, is_normal=1 - has_lesion
         ),

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from decomp_jax.models.convolution import convolve
+
 BATCH_NORM_DECAY = 0.95
 he_init = nn.initializers.he_normal()
 # Small first outputs: He initialisation of the last convolution spends hundreds of steps on shrinking it.
@@ -28,7 +30,9 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 
 def conv(features: int, size: int = 3, *, dtype: jnp.dtype, init: Callable = he_init, name: str | None = None) -> nn.Conv:
-    return nn.Conv(features, (size, size), dtype=dtype, kernel_init=init, name=name)
+    return nn.Conv(
+        features, (size, size), dtype=dtype, kernel_init=init, name=name, conv_general_dilated=convolve
+    )
 
 
 class BatchNorm(nn.Module):

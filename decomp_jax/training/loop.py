@@ -82,11 +82,14 @@ def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
             f"{config.data.dir} has {size}-pixel images"
         )
     classes = len(dataset.settings.lesion_classes)
-    if config.weights.layout and config.model.code_dim < classes:
-        raise UserError(f"--config.model.code_dim: must be at least {classes}, the lesion classes of {config.data.dir}")
-    return DecompositionNet.from_config(
-        config.model, size=size, channels=len(dataset.settings.modalities), lesion_classes=classes
-    )
+    channels = len(dataset.settings.modalities)
+    least = max(config.weights.layout > 0 and classes, config.weights.structure > 0 and channels)
+    if config.model.code_dim < least:
+        raise UserError(
+            f"--config.model.code_dim: must be at least {least}, for the lesion classes and modalities of "
+            f"{config.data.dir}"
+        )
+    return DecompositionNet.from_config(config.model, size=size, channels=channels, lesion_classes=classes)
 
 
 def start_state(

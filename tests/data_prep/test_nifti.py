@@ -245,7 +245,7 @@ def test_a_scan_to_query_with_is_prepared_as_the_records(tmp_path):
     np.testing.assert_array_equal(prepare_scan(path, settings, 3), expected.image[2])
     other = shutil.copy(path, tmp_path / "scan.nii.gz")
     np.testing.assert_array_equal(prepare_scan(other, Settings("phantom", 64), 3), expected.image[2, ..., :1])
-    with pytest.raises(UserError, match="--slice=0: .*from slice 1 to 5"):
+    with pytest.raises(UserError, match="P_t1ce.nii.gz: slice 0 shows no brain; take one from 1 to 5"):
         prepare_scan(path, settings, 0)
     with pytest.raises(UserError, match="name the files as BraTS does"):
         prepare_scan(other, settings, 3)

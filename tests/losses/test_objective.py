@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decomp_jax.config import LossWeights, ModelConfig
-from decomp_jax.losses.objective import class_fractions, objective
+from decomp_jax.losses.objective import objective
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.types import Targets
 
@@ -48,9 +48,3 @@ def test_paper_commits_all_cells_of_images_with_a_lesion(forward):
     _, terms = run(forward, LossWeights(), nothing=False)
     distance = jnp.sum((outputs.latents.abnormal - outputs.codes.z_q_lesion) ** 2, -1)
     np.testing.assert_allclose(terms["commitment_abnormal"], distance[0].mean() / 2, rtol=1e-5)
-
-
-def test_class_fractions_by_hand():
-    label = jnp.zeros((1, 4, 4), jnp.int32).at[0, 0, 0].set(2).at[0, 2:, 2:].set(1)
-    shares = class_fractions(jax.nn.one_hot(label, 3), 2)
-    np.testing.assert_array_equal(shares, [[[[0, 0.25], [0, 0]], [[0, 0], [1, 0]]]])

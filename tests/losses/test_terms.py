@@ -44,6 +44,13 @@ def test_layout_by_hand(cells):
     np.testing.assert_allclose(latent.layout_loss(z_e, shares, scale=10.0), [1 / 2, 16 / 2], rtol=1e-6)
 
 
+def test_structure_by_hand(cells):
+    z_e, _ = cells
+    structure = jnp.array([[[[1.0, 2.0], [0.0, 1.0]]], [[[0.5, 0.0], [1.0, 1.0]]]])  # times 2: squared errors 1 0 0 4, 0 0 4 0
+    weight = jnp.array([[[[1.0, 1.0], [1.0, 0.5]]], [[[1.0, 1.0], [0.25, 1.0]]]])
+    np.testing.assert_allclose(latent.structure_loss(z_e, structure, weight, scale=2.0), [3 / 2, 1 / 2])
+
+
 def test_discrimination_by_hand(cells):
     z_e, z_q = cells
     loss = latent.discrimination_loss(z_e, z_q, margin=10.0, is_normal=jnp.array([1.0, 1.0]))
