@@ -5,15 +5,16 @@
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
     python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
+    python evaluate.py compare --runs RUN1 RUN2 RUN3 --data=DATA --out=DIR
 
-RUN may be an exported MODEL everywhere.
+RUN may be an exported MODEL everywhere. SIGTERM stops any command with exit code 143; what it had half written is removed.
 """
 
 import argparse
 
 from decomp_jax import mesh
 from decomp_jax.data.schema import SPLITS
-from decomp_jax.errors import run_program
+from decomp_jax.errors import run_program, unwind_on_signals
 
 PATHS = ("normal", "abnormal", "both")
 
@@ -21,7 +22,7 @@ PATHS = ("normal", "abnormal", "both")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_encode, _add_search, _add_query, _add_report, _add_export):
+    for add in (_add_encode, _add_search, _add_query, _add_report, _add_compare, _add_export):
         command = add(commands)
         command.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, for runs of several processes")
         command.add_argument("--processes", type=int, help="number of processes")
@@ -74,6 +75,14 @@ def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     return command
 
 
+def _add_compare(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("compare", help="one table of several runs, on validation patients")
+    command.add_argument("--runs", required=True, nargs="+", metavar="RUN", help="the others are compared with the first")
+    command.add_argument("--data", required=True, help="a data set with validation images")
+    command.add_argument("--out", required=True, help="folder for comparison.md, comparison.csv, comparison.png")
+    return command
+
+
 def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("export", help="write the network, without its optimiser, and a model card")
     command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
@@ -94,6 +103,7 @@ def main() -> None:
     args = vars(parse_args())
     command = args.pop("command")
     mesh.initialize_distributed(args.pop("coordinator"), args.pop("processes"), args.pop("process"))
+    unwind_on_signals()  # again: among several processes JAX has taken SIGTERM, for training's sake
     if command == "encode":
         from decomp_jax.evaluation.encode import encode_split
 
@@ -110,6 +120,10 @@ def main() -> None:
         from decomp_jax.evaluation.report import write_report
 
         write_report(**args)
+    elif command == "compare":
+        from decomp_jax.evaluation.compare import compare_runs
+
+        compare_runs(**args)
     elif command == "export":
         from decomp_jax.evaluation.export import export_run
 

@@ -1,6 +1,9 @@
-"""Named changes to the demo model, one question each, as data.
+"""Named changes to a model, one question each, as data.
 
-    python train.py --config=configs/ablations.py:no_layout --workdir=RUN --config.data.dir=DATA
+    python train.py --config=configs/ablations.py:no_layout --workdir=RUN --config.data.dir=DATA        the demo model
+    python train.py --config=configs/ablations.py:brats/no_layout --workdir=RUN --config.data.dir=DATA
+
+`python -m decomp_jax.ablate` trains a list of them and compares them.
 """
 
 import dataclasses
@@ -15,6 +18,7 @@ from decomp_jax.errors import UserError
 # variant -> section -> field -> value
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {},
+    "seed_1": {"train": {"seed": 1}},  # what differences mean nothing
     **{f"no_{name}": {"weights": {name: 0.0}} for name, weight in dataclasses.asdict(LossWeights()).items() if weight},
     "no_nothing_code": {"model": {"nothing_threshold": 0.0}, "weights": {"nothing": 0.0, "layout": 0.0}},
     "discrimination": {"weights": {"discrimination": 1.0}},
@@ -22,6 +26,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "shared_encoder": {"model": {"own_blocks": 0}},
     "no_transplant": {"augment": {"transplant": 0.0}},
     "no_intensity": {"augment": {"intensity": 0.0}},
+    "no_rotation": {"augment": {"rotation": 0.0}},
     "no_revival": {"model": {"revive_below": 0.0}},
     "no_warmup": {"train": {"warmup_steps": 0}},
     "gradient_codebook": {
@@ -35,14 +40,20 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def ablation(name: str, base: Config = DEMO) -> Config:
-    """`base` with the changes of one variant."""
-    if name not in ABLATIONS:
-        raise UserError(f"--config=configs/ablations.py:{name}: no such variant; use one of {', '.join(ABLATIONS)}")
-    changes = ABLATIONS[name]
-    parts = {part: dataclasses.replace(getattr(base, part), **fields) for part, fields in changes.items()}
-    return dataclasses.replace(base, **parts)
+BASES = {"demo": DEMO, "brats": Config()}
+
+
+def ablation(name: str, base: str = "demo") -> Config:
+    """A model of `BASES` with the changes of one variant."""
+    for given, known, what in ((name, ABLATIONS, "variant"), (base, BASES, "model")):
+        if given not in known:
+            raise UserError(f"--config=configs/ablations.py:{base}/{name}: no such {what}; use one of {', '.join(known)}")
+    config = BASES[base]
+    parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in ABLATIONS[name].items()}
+    return dataclasses.replace(config, **parts)
 
 
 def get_config(name: str = "recommended") -> ConfigDict:
-    return ablation(name).to_config_dict()
+    """`name` is a variant of the demo model, or MODEL/VARIANT."""
+    base, _, variant = name.rpartition("/")
+    return ablation(variant, base or "demo").to_config_dict()

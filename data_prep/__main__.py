@@ -3,8 +3,6 @@
 import argparse
 import functools
 import os
-import signal
-import sys
 from pathlib import Path
 
 from data_prep import images, nifti, phantom, releases, splits
@@ -170,8 +168,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     flags = parser().parse_args()
     flags.make(flags)
 

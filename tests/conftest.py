@@ -1,8 +1,11 @@
 """Checks the shapes in annotations while tests run, and makes a tiny data set."""
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,25 @@ def run_python(*arguments: str | Path, **options) -> subprocess.CompletedProcess
     """A program of the repository in a process of its own; `options` go to subprocess.run."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, **options)
+
+
+def start_python(*arguments: str | Path, **environment: str) -> subprocess.Popen:
+    """The same, under way, with pipes; with further variables of the environment."""
+    command = [sys.executable, *map(str, arguments)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: writes fail as on a full disk, with another number."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import signal
 
 import jax
 import nibabel
@@ -13,7 +14,7 @@ from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.decomposer import Decomposer
 from decomp_jax.training.checkpoint import restore_for_inference, write_exported
-from tests.conftest import run_python
+from tests.conftest import run_python, start_python
 
 TINY = (
     "--config=configs/demo.py", "--config.train.steps=6", "--config.train.batch_size=8", "--config.train.eval_every=0",
@@ -157,3 +158,24 @@ def test_mistakes_are_told_in_one_line(work, phantom, command, says):
     done = run_python("evaluate.py", *(part.format(w=work, p=phantom) for part in command))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert says in done.stderr.strip().splitlines()[-1]
+
+
+def test_sigterm_in_encode_leaves_nothing(work, phantom, tmp_path):
+    script = """
+import sys, time
+from decomp_jax import errors
+from decomp_jax.evaluation import encode
+append = encode.BankWriter.append
+def slow(self, *codes):
+    append(self, *codes)
+    print("writing", flush=True)
+    time.sleep(60)
+encode.BankWriter.append = slow
+errors.run_program(lambda: encode.encode_split(sys.argv[1], sys.argv[2], "query", sys.argv[3]))
+"""
+    process = start_python("-c", script, work / "run", phantom, tmp_path / "bank")
+    assert process.stdout.readline() == "writing\n", process.stderr.read()
+    assert list(tmp_path.iterdir())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "types", "provenance"), ("config", "mesh"), ("losses", "models", "data", "retrieval"), ("training",),
-    ("evaluation",),
+    ("errors", "types", "provenance"), ("config", "files", "mesh"), ("losses", "models", "data", "retrieval"),
+    ("training",), ("evaluation",), ("ablate",),
 )
 FORBIDDEN = {
     "decomp_jax": {"tensorflow"},

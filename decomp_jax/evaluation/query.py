@@ -18,6 +18,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.evaluation import figures
 from decomp_jax.evaluation.decomposer import Decomposer, Decomposition
 from decomp_jax.evaluation.search import write_hits
+from decomp_jax.files import replacing
 from decomp_jax.retrieval import CodeBank, Hits
 
 NAME_WIDTH = 24  # characters below a tile
@@ -66,7 +67,8 @@ def run_query(
         sheet = _sheet(decomposer, searched, hits, images, output, names, by)
         if jax.process_index() == 0:
             write_hits(out / "hits.csv", hits, searched.rows)
-            sheet.savefig(out / "sheet.png")
+            with replacing(out / "sheet.png") as file:
+                sheet.savefig(file)
 
 
 def _prepare(path: str | Path, slice_index: int | None, decomposer: Decomposer) -> Float[np.ndarray, "s s c"]:

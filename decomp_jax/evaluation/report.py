@@ -22,13 +22,14 @@ from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import METHODS, rankers
 from decomp_jax.evaluation.slices import SliceSet, decomposed
 from decomp_jax.evaluation.tables import Table
+from decomp_jax.files import replacing
 from decomp_jax.retrieval.statistics import CONFIDENCE, Bootstrap, Interval
 
 SEED = 0
 
 
 def write_report(workdir: str | Path, data: str | Path, out: str | Path, reference: str = "reference") -> None:
-    """Writes OUT/{index.html, metrics.json, metrics.csv, figures/*.png}.
+    """Writes OUT/{index.html, metrics.json, metrics.csv, figures/*.png}, of which index.html comes last.
 
     Args:
         workdir: a training run.
@@ -56,16 +57,22 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
 
 
 def _write(out: Path, metrics: Table, drawn: dict[str, Figure | None], config: dict[str, Any]) -> None:
+    """The page goes first and comes last: where there is one, the report is whole."""
+    page = out / "index.html"
+    page.unlink(missing_ok=True)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     files = {name: out / "figures" / f"{name}.png" for name, figure in drawn.items() if figure is not None}
-    for name, file in files.items():
-        drawn[name].savefig(file)
-    write_page(out / "index.html", metrics, files, config)
-    (out / "metrics.json").write_text(json.dumps(_plain(metrics), indent=1, allow_nan=False) + "\n")
-    with open(out / "metrics.csv", "w", newline="") as file:
-        table = csv.writer(file)
+    for name, path in files.items():
+        with replacing(path) as file:
+            drawn[name].savefig(file)
+    with replacing(out / "metrics.json") as file:
+        file.write_text(json.dumps(_plain(metrics), indent=1, allow_nan=False) + "\n")
+    with replacing(out / "metrics.csv") as file, file.open("w", newline="") as stream:
+        table = csv.writer(stream)
         table.writerow(("name", "mean", "low", "high"))
         table.writerows((" | ".join(name), *values) for name, values in _intervals(metrics))
+    with replacing(page) as file:
+        write_page(file, metrics, files, config)
 
 
 def measure(
@@ -94,7 +101,7 @@ def measure(
         "comparisons": tables.comparisons(summary),
         "strata": tables.strata(found, query, bootstrap),
         "mixed": tables.mixed_table(mixed, query),
-        "segmentation": tables.segmentation_table(query, settings.lesion_classes),
+        "segmentation": tables.segmentation_summary(query, settings.lesion_classes).nested(),
         "abnormality": tables.abnormality_table(query),
         "codebooks": tables.codebook_table(reference),
         "counterfactual": counterfactual_table(decomposer, dataset, query),

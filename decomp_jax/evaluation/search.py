@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from decomp_jax.errors import UserError
+from decomp_jax.files import replacing
 from decomp_jax.retrieval.bank import CodeBank, require_same_model
 from decomp_jax.retrieval.search import Hits
 
@@ -57,7 +58,7 @@ def write_hits(out: str | os.PathLike, hits: Hits, rows: np.ndarray) -> None:
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     queries, ranks = np.nonzero(hits.rows >= 0)
     found = hits.rows[queries, ranks]
-    with open(out, "w", newline="") as file:
+    with replacing(out) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(zip(

@@ -42,6 +42,10 @@ class Summary:
     def __contains__(self, name: tuple[str, ...]) -> bool:
         return name in self.means
 
+    def __or__(self, other: Self) -> Self:
+        """Both, of which the resamples must be those of the same patients."""
+        return Summary(self.means | other.means, self.resampled | other.resampled)
+
     def __getitem__(self, name: tuple[str, ...]) -> Interval:
         return interval(self.means[name], self.resampled[name])
 
@@ -197,7 +201,7 @@ def _mixed_scores(
             yield (method, target, f"dice@{k}"), relevance.mean_gain(gains, k)
 
 
-def segmentation_table(query: SliceSet, classes: tuple[str, ...]) -> Table:
+def segmentation_summary(query: SliceSet, classes: tuple[str, ...]) -> Summary:
     """Dice of the predicted labels per class and of the whole lesion, over all slices of a patient together; shares of
     lesion-free slices with a finding and of lesion slices without one."""
     names, patient = np.unique(query.rows["patient_id"], return_inverse=True)
@@ -209,16 +213,13 @@ def segmentation_table(query: SliceSet, classes: tuple[str, ...]) -> Table:
         overlap, ours, theirs = (
             np.bincount(patient, mask.sum((1, 2), dtype=np.int64), len(names)) for mask in (a & b, a, b)
         )
-        dice[(name,)] = np.where(ours > 0, _divide(2 * overlap, ours + theirs), np.nan)
+        dice["dice", name] = np.where(ours > 0, _divide(2 * overlap, ours + theirs), np.nan)
     empty = ~found.any((1, 2))
     slices = {
         ("lesion-free slices with a finding",): np.where(query.lesion, np.nan, ~empty),
         ("lesion slices without a finding",): np.where(query.lesion, empty, np.nan),
     }
-    return {
-        "dice": Summary.of(dice, Bootstrap.of(names)).nested(),
-        **Summary.of(slices, Bootstrap.of(query.rows["patient_id"])).nested(),
-    }
+    return Summary.of(dice, Bootstrap.of(names)) | Summary.of(slices, Bootstrap.of(query.rows["patient_id"]))
 
 
 def abnormality_table(query: SliceSet) -> Table:

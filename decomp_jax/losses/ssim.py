@@ -18,10 +18,10 @@ def _blur_matrix(size: int, window: int, sigma: float) -> np.ndarray:
     return matrix
 
 
-def _blur(x: Float[Array, "n h w c"], window: int, sigma: float) -> Float[Array, "n g v c"]:
-    down = _blur_matrix(x.shape[1], window, sigma)
-    across = _blur_matrix(x.shape[2], window, sigma)
-    return jnp.einsum("gh,nhwc,vw->ngvc", down, x, across, precision=jax.lax.Precision.HIGHEST)
+def _blur(x: Float[Array, "m b h w c"], window: int, sigma: float) -> Float[Array, "m b g v c"]:
+    down = _blur_matrix(x.shape[2], window, sigma)
+    across = _blur_matrix(x.shape[3], window, sigma)
+    return jnp.einsum("gh,mbhwc,vw->mbgvc", down, x, across, precision=jax.lax.Precision.HIGHEST)
 
 
 def ssim(
@@ -33,9 +33,8 @@ def ssim(
     Variances are E[x^2] - E[x]^2 without clipping or square roots: gradients stay finite on constant images, which
     masked images are in large part.
     """
-    mu_a, mu_b, aa, bb, ab = jnp.split(
-        _blur(jnp.concatenate([a, b, a * a, b * b, a * b]), window, sigma), 5
-    )
+    # Stacked along an axis of their own: images joined along the batch would travel between the devices that share it.
+    mu_a, mu_b, aa, bb, ab = _blur(jnp.stack([a, b, a * a, b * b, a * b]), window, sigma)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)
     structure = (2 * (ab - mu_a * mu_b) + c2) / (aa - mu_a**2 + bb - mu_b**2 + c2)

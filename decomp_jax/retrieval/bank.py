@@ -6,6 +6,7 @@
     bank.json                                     format_version, model_digest, data_digest, preprocessing, checksums
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from jaxtyping import Bool, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
+from decomp_jax.files import disk_space
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.search import Hits, search
 
@@ -178,7 +180,7 @@ class BankWriter:
         meta: further keys of bank.json (model_digest, data_digest, preprocessing, ...).
 
     Raises:
-        UserError: if `out` exists, an argument doesn't fit, or fewer or more than N rows are appended.
+        UserError: if `out` exists, an argument doesn't fit, fewer or more than N rows are appended, or the disk is full.
     """
 
     def __init__(
@@ -197,12 +199,15 @@ class BankWriter:
         self._written = 0
 
     def __enter__(self) -> "BankWriter":
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = self._out.with_name(f".{self._out.name}.partial-{os.getpid()}")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir()
         shape = (len(self._rows), *self._model.grid)
-        self._files = {part: _HashedFile(self._partial / f"{part}_indices.npy", shape) for part in PARTS}
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(disk_space(self._out))
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = self._out.with_name(f".{self._out.name}.partial-{os.getpid()}")
+            undo.callback(shutil.rmtree, self._partial, ignore_errors=True)
+            self._partial.mkdir()
+            self._files = {part: _HashedFile(self._partial / f"{part}_indices.npy", shape) for part in PARTS}
+            undo.pop_all()
         return self
 
     def append(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> None:
@@ -214,16 +219,18 @@ class BankWriter:
         _check_shapes(piece, "")
         for part in PARTS:
             _check_range(piece, part, getattr(piece, f"{part}_indices"))
-            self._files[part].write(getattr(piece, f"{part}_indices").astype(np.uint16))
+            with disk_space(self._out):
+                self._files[part].write(getattr(piece, f"{part}_indices").astype(np.uint16))
         self._written += len(piece)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
     ) -> None:
-        sums = {f"{part}_indices.npy": file.close() for part, file in self._files.items()}
         try:
-            if kind is None:
-                self._finish(sums)
+            with disk_space(self._out):
+                sums = {f"{part}_indices.npy": file.close() for part, file in self._files.items()}
+                if kind is None:
+                    self._finish(sums)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 

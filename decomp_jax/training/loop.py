@@ -18,6 +18,7 @@ from decomp_jax.config import Config
 from decomp_jax.data.pipeline import train_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
+from decomp_jax.files import replacing
 from decomp_jax.mesh import check_batch_size, data_mesh
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.provenance import source_commit
@@ -27,13 +28,17 @@ from decomp_jax.training.state import State, create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step
 from decomp_jax.training.validation import Validation
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
 
 def run(config: Config, workdir: str | Path) -> None:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir` if there is one.
 
     Writes config.json, metrics.jsonl, checkpoints/ and, at the end, done.json. SIGTERM and SIGUSR1 save and return.
-    Raises UserError for data or settings that can't be used, and for a `workdir` that holds another run.
+    Raises UserError for data or settings that can't be used, for a `workdir` that holds another run, and for a disk
+    that is full.
     """
+    stop = StopSignal()
     workdir = Path(workdir)
     dataset = SliceDataset(config.data.dir, "train")
     mesh = data_mesh()
@@ -48,21 +53,26 @@ def run(config: Config, workdir: str | Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    checkpoints = Checkpoints(workdir)
+    if (workdir / "done.json").exists():
+        _refuse_other_run(meta, json.loads((workdir / "config.json").read_text()))
+        print(f"{workdir}: done already", file=sys.stderr)
+        return
+    checkpoints = Checkpoints(workdir, writing=True)
     state = start_state(config, model, mesh, checkpoints, meta)
     if jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(meta, indent=1))
+        with replacing(workdir / "config.json") as file:
+            file.write_text(json.dumps(meta, indent=1))
     writer = MetricWriter(workdir, int(state.step), tensorboard=config.train.tensorboard)
     validation = Validation.of(config, model)
     try:
-        state = _train(config, model, mesh, dataset, state, checkpoints, writer, validation, meta)
+        state = _train(config, model, mesh, dataset, state, checkpoints, writer, validation, meta, stop)
     finally:
-        checkpoints.wait()
         checkpoints.close()
         writer.close()
     if int(state.step) == config.train.steps and jax.process_index() == 0:
         done = {"steps": config.train.steps, "params_sha256": digest(jax.device_get(state.params))}
-        (workdir / "done.json").write_text(json.dumps(done) + "\n")
+        with replacing(workdir / "done.json") as file:
+            file.write_text(json.dumps(done) + "\n")
 
 
 def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
@@ -145,9 +155,10 @@ def _train(
     writer: MetricWriter,
     validation: Validation | None,
     meta: dict[str, Any],
+    stop: "StopSignal",
 ) -> State:
     train = config.train
-    step, stop = int(state.step), StopSignal()
+    step = int(state.step)
     train_step = compile_train_step(model, make_optimizer(train), config, mesh)
     batches = train_batches(
         dataset, config.data, mesh, batch_size=train.batch_size, seed=train.seed, start_step=step
@@ -162,6 +173,7 @@ def _train(
             state, metrics = train_step(state, batch)
             step += 1
             log.add(step, metrics)
+            checkpoints.check()
             bar.update()
             last = step == train.steps
             evaluate = validation and (step % train.eval_every == 0 or last)
@@ -234,16 +246,16 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._signalled = False
-        for number in (signal.SIGTERM, signal.SIGUSR1) if jax.process_count() == 1 else ():
-            signal.signal(number, self._on_signal)
+        if jax.process_count() == 1:
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._on_signal)
 
     def requested(self, step: int) -> bool:
-        if jax.process_count() == 1:
-            return self._signalled
-        return multihost_utils.reached_preemption_sync_point(step)
+        if jax.process_count() > 1 and not self._signalled and multihost_utils.reached_preemption_sync_point(step):
+            self._on_signal()
+        return self._signalled
 
-    def _on_signal(self, number: int, _: Any) -> None:
-        if self._signalled:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+    def _on_signal(self, *_: Any) -> None:
         self._signalled = True
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)

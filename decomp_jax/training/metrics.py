@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from decomp_jax.errors import UserError
+from decomp_jax.files import disk_space, replacing
 
 
 class NotFinite(UserError):
@@ -28,18 +29,24 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
 
 
 class MetricWriter:
-    """Appends to WORKDIR/metrics.jsonl, in process 0. On a resumed run lines after `start_step` are dropped first."""
+    """Appends to WORKDIR/metrics.jsonl, in process 0. On a resumed run lines after `start_step` are dropped first.
+
+    Raises UserError if the disk is full.
+    """
 
     def __init__(self, workdir: Path, start_step: int, *, tensorboard: bool = False) -> None:
-        path = workdir / "metrics.jsonl" if jax.process_index() == 0 else Path(os.devnull)
-        kept = _lines_up_to(path, start_step)
-        path.write_text("".join(kept))
-        self._file = path.open("a")
+        self._path = Path(os.devnull)
+        if jax.process_index() == 0:
+            self._path = workdir / "metrics.jsonl"
+            with replacing(self._path) as file:
+                file.write_text("".join(_lines_up_to(self._path, start_step)))
+        self._file = self._path.open("a")
         self._board = _open_tensorboard(workdir) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with disk_space(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -51,7 +58,8 @@ class MetricWriter:
                 self._board.add_images(name, np.clip(panel, 0, 1), step, dataformats="NHWC")
 
     def close(self) -> None:
-        self._file.close()
+        with disk_space(self._path):
+            self._file.close()
         if self._board:
             self._board.close()
 

@@ -151,3 +151,19 @@ def test_data_prepared_otherwise_are_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="modalities"):
         report.write_report(tmp_path, "data", tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_an_interrupted_report_has_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads]
+) -> None:
+    """Nor does the page of an earlier report stay beside the new numbers."""
+    write(tmp_path, monkeypatch, heads)
+
+    def interrupted(path: Path, *_: object) -> None:
+        path.write_text("<!doctype html>")
+        raise SystemExit(143)
+
+    monkeypatch.setattr(report, "write_page", interrupted)
+    with pytest.raises(SystemExit):
+        write(tmp_path, monkeypatch, heads)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"figures", "metrics.csv", "metrics.json"}

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from decomp_jax.evaluation.scores import label_overlap
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import (
-    Summary, abnormality_table, code_use, mixed_queries, mixed_table, segmentation_table,
+    Summary, abnormality_table, code_use, mixed_queries, mixed_table, segmentation_summary,
 )
 from decomp_jax.retrieval.statistics import Bootstrap
 from tests.evaluation.fakes import settings
@@ -34,7 +34,7 @@ def test_segmentation_dice_is_that_of_the_patients_volumes(query: SliceSet) -> N
     rng = np.random.default_rng(0)
     noise = rng.random(query.label.shape) < 0.1
     noisy = dataclasses.replace(query, segmentation=np.where(noise, rng.integers(0, 3, noise.shape), query.label))
-    table = segmentation_table(noisy, settings().lesion_classes)
+    table = segmentation_summary(noisy, settings().lesion_classes).nested()
     patients = np.unique(query.rows["patient_id"])
     for label, name in enumerate(settings().lesion_classes, start=1):
         expected = [

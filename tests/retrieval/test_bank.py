@@ -11,6 +11,7 @@ from brute_force import make_bank, make_queries
 
 from decomp_jax.errors import UserError
 from decomp_jax.retrieval import BankWriter, CodeBank
+from tests.conftest import full_disk
 
 ARRAYS = ("normal_indices", "abnormal_indices", "normal_codebook", "abnormal_codebook", "rows")
 
@@ -215,3 +216,9 @@ def test_queries_may_be_device_arrays(bank: CodeBank) -> None:
 
     query = make_queries(bank, 2)["normal"]
     np.testing.assert_array_equal(bank.search(normal=jnp.asarray(query)).rows, bank.search(normal=query).rows)
+
+
+def test_a_full_disk_leaves_no_bank(bank: CodeBank, tmp_path: Path) -> None:
+    with full_disk(1000), pytest.raises(UserError, match="bank: File too large; make room there"):
+        bank.save(tmp_path / "bank")
+    assert not list(tmp_path.iterdir())

@@ -1,11 +1,12 @@
 """Whole runs of a tiny model: done, resumed, interrupted, refused."""
 
+import contextlib
 import dataclasses
 import json
-import os
+import shutil
 import signal
+import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,10 +17,16 @@ import pytest
 
 from decomp_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from decomp_jax.errors import UserError
+from decomp_jax.evaluation.encode import encode_split
+from decomp_jax.evaluation.search import search_banks
+from decomp_jax.mesh import data_mesh
+from decomp_jax.models.network import DecompositionNet
+from decomp_jax.retrieval import CodeBank
 from decomp_jax.training import loop
-from decomp_jax.training.checkpoint import Checkpoints, restore_for_inference
-from decomp_jax.training.metrics import NotFinite, check_finite
-from tests.conftest import ROOT, run_python
+from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
+from decomp_jax.training.metrics import MetricWriter, NotFinite, check_finite
+from decomp_jax.training.state import create_state, make_optimizer
+from tests.conftest import full_disk, run_python, start_python
 
 TINY = Config(
     model=ModelConfig(widths=(4, 4, 8), code_dim=4, codebook_size=8, own_blocks=1, spade_width=4, dtype="float32"),
@@ -80,29 +87,114 @@ def test_resume_is_exact(phantom, finished, tmp_path, monkeypatch, stop_at):
     assert steps == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_checkpoint_is_passed_over(phantom, finished, tmp_path, monkeypatch, caplog, damage):
-    loop.run(config_for(phantom), tmp_path)
-    for path in (tmp_path / "checkpoints" / "8" / "state" / "ocdbt.process_0" / "d").iterdir():
-        data = bytearray(path.read_bytes())
-        if damage == "flip":
-            data[len(data) // 2] ^= 1
-            path.write_bytes(data)
-        elif damage == "cut":
-            path.write_bytes(data[: len(data) // 2])
-        else:
-            path.unlink()
-    (tmp_path / "done.json").unlink()
-    loop.run(config_for(phantom), tmp_path)
-    assert "8: damaged" in caplog.text
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif how == "cut":
+        path.write_bytes(data[: len(data) // 10])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over(phantom, finished, tmp_path, caplog, how):
+    shutil.copytree(finished, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints" / "8" / "state" / "ocdbt.process_0" / "d").iterdir():
+        damage(path, how)
+    (tmp_path / "run" / "done.json").unlink()
+    loop.run(config_for(phantom, eval_every=8), tmp_path / "run")
+    assert "8: damaged" in caplog.text and "older checkpoint" in caplog.text
+    assert done(tmp_path / "run") == done(finished)
+    assert restore_for_inference(tmp_path / "run")[1]["step"] == 8
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+def test_damage_to_any_one_file_is_noticed_or_harmless(finished, tmp_path, how):
+    """Whatever file of the newest checkpoint is damaged: its very state is read, or the one before."""
+    whole = {step: digest(tree) for step, tree in states(finished).items()}
+    newest = finished / "checkpoints" / "8"
+    taken = []
+    for path in filter(Path.is_file, newest.rglob("*")):
+        shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints", dirs_exist_ok=True)
+        damage(tmp_path / "checkpoints" / "8" / path.relative_to(newest), how)
+        state, meta = restore_for_inference(tmp_path)
+        assert digest(without_optimiser(state)) == whole[meta["step"]], path
+        taken.append(meta["step"])
+        shutil.rmtree(tmp_path / "checkpoints")
+    assert 4 in taken
+
+
+def without_optimiser(state: dict) -> dict:
+    return {name: value for name, value in state.items() if name != "opt_state"}
+
+
+def states(workdir: Path) -> dict[int, dict]:
+    """The states of both checkpoints of a run."""
+    checkpoints = Checkpoints(workdir)
+    found = {step: without_optimiser(checkpoints._state(step, checkpoints._meta(step), None)) for step in (4, 8)}
+    checkpoints.close()
+    return found
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_start_over(phantom, finished, tmp_path):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints").glob("*/meta/metadata"):
+        damage(path, "flip")
+    with pytest.raises(UserError, match="checkpoints: no whole checkpoint; remove the folder"):
+        loop.run(config_for(phantom, eval_every=8), tmp_path)
+
+
+def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(phantom, finished, tmp_path, monkeypatch):
+    """The disk is full from step 6 on: the save of step 8 fails in the background."""
+    save = Checkpoints.save
+    full = contextlib.ExitStack()
+
+    def fill(self, state, meta):
+        if int(state.step) == 8:
+            full.enter_context(full_disk(2048))
+        save(self, state, meta)
+
+    monkeypatch.setattr(Checkpoints, "save", fill)
+    with full, pytest.raises(UserError, match="checkpoints: File too large; make room there"):
+        loop.run(config_for(phantom, eval_every=8), tmp_path)
+    monkeypatch.undo()
+    assert restore_for_inference(tmp_path)[1]["step"] == 4 and not (tmp_path / "done.json").exists()
+    loop.run(config_for(phantom, eval_every=8), tmp_path)
     assert done(tmp_path) == done(finished)
-    assert restore_for_inference(tmp_path)[1]["step"] == 8
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(phantom, finished, tmp_path):
-    script = f"""
+def test_a_failed_save_is_raised_by_the_next_check(finished, tmp_path):
+    checkpoints, whole = Checkpoints(finished), Checkpoints(tmp_path, writing=True)
+    like = create_state(TINY, DecompositionNet.from_config(TINY.model, size=64, channels=1, lesion_classes=3),
+                        make_optimizer(TINY.train), data_mesh())
+    with full_disk(64):
+        whole.save(like, {})
+        with pytest.raises(UserError, match="File too large"):
+            while True:
+                whole.check()
+                time.sleep(0.01)
+    checkpoints.close()
+
+
+def test_a_full_disk_keeps_the_lines_written(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    with full_disk(100), pytest.raises(UserError, match="metrics.jsonl: File too large; make room there"):
+        for step in range(10):
+            writer.write(step, {"loss": 0.5})
+    with pytest.raises(UserError), full_disk(100):
+        writer.close()
+    MetricWriter(tmp_path, 9).close()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(len(steps))) and steps
+
+
+SLOW = """
 import sys
 from pathlib import Path
+from decomp_jax.errors import run_program
 from decomp_jax.training import loop
 from tests.training.test_run import config_for
 add = loop.StepLog.add
@@ -112,15 +204,20 @@ def slow(self, step, metrics):
     if step == 5:
         sys.stdin.readline()
 loop.StepLog.add = slow
-loop.run(config_for(Path({str(phantom)!r}), checkpoint_every=100), {str(tmp_path)!r})
+run_program(lambda: loop.run(config_for(Path(sys.argv[1]), checkpoint_every=100), sys.argv[2]))
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT, env=environment,
-    )
-    while process.stdout.readline().strip() != "5":
-        pass
+
+
+def start_slow(phantom: Path, workdir: Path) -> subprocess.Popen:
+    """A run that waits at step 5 for a line on stdin."""
+    process = start_python("-c", SLOW, phantom, workdir)
+    while (line := process.stdout.readline().strip()) != "5":
+        assert line or process.poll() is None, process.stderr.read()
+    return process
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(phantom, finished, tmp_path):
+    process = start_slow(phantom, tmp_path)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     _, errors = process.communicate("go on\n", timeout=200)
@@ -128,6 +225,16 @@ loop.run(config_for(Path({str(phantom)!r}), checkpoint_every=100), {str(tmp_path
     assert "stopped by a signal at step 5" in errors and not (tmp_path / "done.json").exists()
     loop.run(config_for(phantom, checkpoint_every=100), tmp_path)
     assert done(tmp_path) == done(finished)
+
+
+def test_a_second_signal_ends_the_run_at_once(phantom, tmp_path):
+    process = start_slow(phantom, tmp_path)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == -signal.SIGTERM
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_another_model_or_other_data_is_refused(phantom, finished):
@@ -157,25 +264,89 @@ def test_init_from_takes_the_parameters(phantom, finished, tmp_path):
     assert abs(counts[0] - 0.99 * counts[1]).max() <= 0.01 * 8 * 64 + 1
 
 
-def test_eight_devices_equal_one(phantom, finished, tmp_path):
-    script = f"""
+JOB = """
+import sys
 from pathlib import Path
 import jax
+from jax.experimental import multihost_utils
+from decomp_jax.evaluation.encode import encode_split
+from decomp_jax.evaluation.search import search_banks
+from decomp_jax.mesh import initialize_distributed
 from decomp_jax.training import loop
 from tests.training.test_run import config_for
-assert jax.device_count() == 8
-loop.run(config_for(Path({str(phantom)!r})), {str(tmp_path)!r})
+phantom, workdir, trained, out, *job = sys.argv[1:]
+if job:
+    initialize_distributed(job[0], int(job[1]), int(job[2]))
+loop.run(config_for(Path(phantom), eval_every=8), workdir)
+if trained:
+    for split in ("query", "reference"):
+        encode_split(trained, phantom, split, f"{out}/{split}")
+    multihost_utils.sync_global_devices("banks")
+    search_banks(f"{out}/reference", f"{out}/query", by="both", k=5, out=f"{out}/hits.csv", pairs=None,
+                 exclude_same_patient=False, one_per_patient=False)
 """
-    flags = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    run = run_python("-c", script, env=flags)
-    assert run.returncode == 0, run.stderr
-    assert restore_for_inference(tmp_path)[1]["step"] == 8  # written by eight devices, read by one
+
+
+def start_job(devices: int, *arguments: object) -> subprocess.Popen:
+    return start_python("-c", JOB, *arguments, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+
+
+def wait(*processes: subprocess.Popen) -> None:
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+
+
+def assert_same_run(workdir: Path, expected: Path) -> None:
+    """Equal within rounding, which decides some codes and, through Adam, steps of parameters without a gradient."""
     ours, theirs = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path, finished)
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (workdir, expected)
     )
+    assert len(ours) == len(theirs) and ours[-1].keys() == theirs[-1].keys()
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a["train/loss/total"], b["train/loss/total"], rtol=2e-3)
     np.testing.assert_allclose(ours[0]["train/gradient_norm"], theirs[0]["train/gradient_norm"], rtol=1e-2)
+    a, b = (restore_for_inference(folder)[0]["params"] for folder in (workdir, expected))
+    differences = np.concatenate([np.ravel(d) for d in jax.tree.leaves(jax.tree.map(lambda x, y: abs(x - y), a, b))])
+    assert np.median(differences) < 1e-5 and np.mean(differences) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def by_eight(phantom, tmp_path_factory):
+    """The run of eight devices."""
+    workdir = tmp_path_factory.mktemp("runs") / "eight"
+    wait(start_job(8, phantom, workdir, "", ""))
+    return workdir
+
+
+def test_eight_devices_equal_one(finished, by_eight):
+    assert_same_run(by_eight, finished)
+
+
+def test_two_processes_equal_one(phantom, finished, by_eight, tmp_path):
+    """Two processes of two devices each train, and encode and search with the run of eight, as one device does."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    two = tmp_path / "two"
+    wait(*(start_job(2, phantom, two, by_eight, tmp_path, coordinator, 2, process) for process in range(2)))
+    assert_same_run(two, finished)
+
+    for split in ("query", "reference"):
+        encode_split(by_eight, phantom, split, tmp_path / "one" / split)
+        ours, theirs = (CodeBank.load(folder / split, verify=True) for folder in (tmp_path, tmp_path / "one"))
+        for name in ("normal_indices", "abnormal_indices", "normal_codebook", "abnormal_codebook", "rows"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    search_banks(tmp_path / "one" / "reference", tmp_path / "one" / "query", by="both", k=5, out=tmp_path / "one.csv",
+                 pairs=None, exclude_same_patient=False, one_per_patient=False)
+    assert (tmp_path / "hits.csv").read_text() == (tmp_path / "one.csv").read_text()
+
+    # One process goes on from the middle of the run of two.
+    shutil.rmtree(two / "checkpoints" / "8")
+    (two / "done.json").unlink()
+    loop.run(config_for(phantom, eval_every=8), two)
+    assert_same_run(two, finished)
 
 
 def test_missing_data_is_the_users_mistake(tmp_path):

@@ -1,0 +1,42 @@
+"""Files that are whole or absent, and disks that are full."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from decomp_jax.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes the place of `path` when the block ends well, else it is removed.
+
+    Raises UserError if the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        with disk_space(path):
+            yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_space(path: str | os.PathLike) -> Iterator[None]:
+    """For blocks that write to `path`: an OSError of a full disk becomes a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise no_space(path, os.strerror(error.errno)) from error
+        raise
+
+
+def no_space(path: str | os.PathLike, reason: str) -> UserError:
+    return UserError(f"{path}: {reason}; make room there and give the same command again")
