@@ -6,7 +6,7 @@ DEMO := runs/demo
 # Slices of 400 phantom patients are enough for the minutes of training that two cores allow.
 PATIENTS := 400
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench bench-training clean
 
 demo: $(DEMO)/report/index.html
 	@echo "Open $(DEMO)/report/index.html"
@@ -16,6 +16,10 @@ test: .venv/test
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/retrieval.py
+
+bench-training: .venv/bench .venv/prep
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/input.py
 
 clean:
 	rm -rf .venv runs/demo
