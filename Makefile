@@ -8,7 +8,7 @@ PATIENTS := 400
 # A network trained at length, where the repository has it: its report of the demo's patients is written too.
 SHIPPED := $(wildcard models/phantom64)
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench bench-training clean
 
 demo: $(DEMO)/report/index.html $(SHIPPED:models/%=$(DEMO)/report-%/index.html)
 	@echo "Open $^"
@@ -18,6 +18,10 @@ test: .venv/test
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/retrieval.py
+
+bench-training: .venv/bench .venv/prep
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/input.py
 
 clean:
 	rm -rf .venv runs/demo
