@@ -15,7 +15,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -n auto -m "not long"
 
 bench: .venv/bench
-	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/retrieval.py --write docs/retrieval.md
 
 clean:
 	rm -rf .venv runs/demo
