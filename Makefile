@@ -17,7 +17,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not long"
 
 bench: .venv/bench
-	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/retrieval.py --write docs/retrieval.md
 
 bench-training: .venv/bench .venv/prep
 	$(BIN)/python benchmarks/training.py

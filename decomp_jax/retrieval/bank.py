@@ -59,6 +59,14 @@ class CodeBank:
     # What searches derive from the codes, kept between them.
     cache: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        for name in (Path(file).stem for file in FILES):
+            array = getattr(self, name)
+            if array.flags.writeable:
+                view = array.view()
+                view.flags.writeable = False
+                object.__setattr__(self, name, view)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -94,9 +102,7 @@ class CodeBank:
         _check_shapes(bank, "")
         for part in PARTS:
             _check_range(bank, part, indices[f"{part}_indices"])
-        narrow = {name: array.astype(np.uint16, copy=False).view() for name, array in indices.items()}
-        for array in narrow.values():
-            array.flags.writeable = False
+        narrow = {name: array.astype(np.uint16, copy=False) for name, array in indices.items()}
         return dataclasses.replace(bank, **narrow)
 
     @classmethod

@@ -266,8 +266,8 @@ def _table_columns(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.n
 def _check(
     bank: "CodeBank", queries: dict[str, np.ndarray], k: int, cells: np.ndarray | None, mesh: Mesh | None,
 ) -> None:
-    if k < 1:
-        raise UserError(f"k: must be at least 1, not {k}")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k: must be a whole number, at least 1, not {k}")
     if not queries:
         raise UserError("normal, abnormal: give one of them, or both")
     for part, query in queries.items():

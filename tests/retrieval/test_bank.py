@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import faiss
@@ -177,6 +178,19 @@ def test_written_piece_by_piece(bank: CodeBank, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bank"]
 
 
+def test_a_bank_larger_than_memory_can_be_written(bank: CodeBank, tmp_path: Path) -> None:
+    rows = np.zeros(400_000, bank.rows.dtype)
+    piece = np.zeros((4000, 4, 4), np.uint16)
+    tracemalloc.start()
+    with BankWriter(tmp_path / "bank", rows=rows, normal_codebook=bank.normal_codebook,
+                    abnormal_codebook=bank.abnormal_codebook, grid=bank.grid) as writer:
+        for _ in range(100):
+            writer.append(piece, piece)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "bank" / "normal_indices.npy").stat().st_size > 12_800_000 > 10 * peak
+
+
 def test_an_interrupted_writer_leaves_nothing(bank: CodeBank, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(bank, tmp_path / "bank", 140, KeyboardInterrupt)
@@ -203,6 +217,23 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(bank: CodeBank, tmp_pat
 def test_an_existing_directory_is_kept(bank: CodeBank, saved: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         bank.save(saved)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_search_leaves_no_pages_of_the_bank_in_memory(bank: CodeBank, saved: Path) -> None:
+    loaded = CodeBank.load(saved)
+    loaded.search(normal=bank.normal_indices[:1], abnormal=bank.abnormal_indices[:1])
+    mappings = Path("/proc/self/smaps").read_text().split("normal_indices.npy\n")[1:]
+    assert len(mappings) == 2
+    for mapping in mappings:
+        assert "\nRss:                   0 kB" in mapping.split("VmFlags")[0]
+
+
+def test_banks_are_immutable(bank: CodeBank, saved: Path) -> None:
+    for some in (bank, CodeBank.load(saved), CodeBank.concat([bank, bank])):
+        for name in ARRAYS:
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(some, name)[0] = 0
 
 
 def test_retrieval_needs_no_network_library() -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -40,6 +42,19 @@ def test_equals_brute_force(bank: CodeBank, name: str, k: int) -> None:
 def test_many_hits(bank: CodeBank, k: int) -> None:
     queries, options = make_request(bank, "exclude", 5)
     assert_exact(bank, bank.search(**queries, k=k, **options), queries, k=k, **options)
+
+
+@pytest.mark.parametrize("one_per_patient", [False, True])
+def test_codes_of_excluded_patients_alone(one_per_patient: bool) -> None:
+    """The nearest codes are shared by just the two patients left out, so that more must be taken."""
+    bank = make_bank("uniform", 4000)
+    rows, abnormal = bank.rows.copy(), bank.abnormal_indices.copy()
+    rows["patient_id"][:80] = ["p0", "p1"] * 40
+    abnormal[:80] = abnormal[np.arange(80) // 2 * 2] % 4
+    bank = dataclasses.replace(bank, abnormal_indices=abnormal, rows=rows)
+    queries, options = {"abnormal": abnormal[:80:10]}, {"exclude": np.array([["p0", "p1"]] * 8), "k": 10}
+    hits = bank.search(**queries, **options, one_per_patient=one_per_patient)
+    assert_exact(bank, hits, queries, **options, one_per_patient=one_per_patient)
 
 
 def test_full_size_codes_and_several_blocks_of_queries() -> None:
@@ -140,7 +155,8 @@ def test_bounds_are_below_exact_distances() -> None:
 
 
 @pytest.mark.parametrize("bad, message", [
-    ({"k": 0}, "k: must be at least 1"),
+    ({"k": 0}, "k: must be a whole number, at least 1, not 0"),
+    ({"k": 2.5}, "k: must be a whole number"),
     ({"normal": None}, "normal, abnormal: give one"),
     ({"normal": np.zeros((2, 5, 4), int)}, r"normal: needs integer indices \[Q,4,4\]"),
     ({"normal": np.zeros((2, 4, 4))}, "normal: needs integer indices"),
