@@ -1,12 +1,13 @@
-"""Uses a trained network: encode images, search codes, query with a new scan, report.
+"""Uses a trained network: encode images, search codes, query with a new scan, report, export.
 
     python evaluate.py encode --workdir=RUN --data=DATA --split=reference --out=BANK
     python evaluate.py search --bank=BANK --queries=BANK2 --by=both --k=10 --out=hits.csv
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
+    python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
     python evaluate.py compare --runs RUN1 RUN2 RUN3 --data=DATA --out=DIR
 
-SIGTERM stops any of them with exit code 143; what they had half written is removed.
+RUN may be an exported MODEL everywhere. SIGTERM stops any command with exit code 143; what it had half written is removed.
 """
 
 import argparse
@@ -21,7 +22,7 @@ PATHS = ("normal", "abnormal", "both")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_encode, _add_search, _add_query, _add_report, _add_compare):
+    for add in (_add_encode, _add_search, _add_query, _add_report, _add_compare, _add_export):
         command = add(commands)
         command.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, for runs of several processes")
         command.add_argument("--processes", type=int, help="number of processes")
@@ -82,6 +83,15 @@ def _add_compare(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
     return command
 
 
+def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("export", help="write the network, without its optimiser, and a model card")
+    command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
+    command.add_argument("--data", required=True, help="the data set it was trained on")
+    command.add_argument("--report", required=True, help="a report of it, whose numbers the model card takes")
+    command.add_argument("--out", required=True, help="directory to be made; stands for a run wherever one is read")
+    return command
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -114,6 +124,10 @@ def main() -> None:
         from decomp_jax.evaluation.compare import compare_runs
 
         compare_runs(**args)
+    elif command == "export":
+        from decomp_jax.evaluation.export import export_run
+
+        export_run(**args)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,17 @@ Interleaved in one process; medians over the rounds, and the ratio to the forwar
 """
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from common import load_config
 
-from decomp_jax.config import Config
 from decomp_jax.mesh import data_mesh
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.training.state import create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step
-
-
-def load_config(path: str) -> Config:
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return Config.from_dict(module.get_config().to_dict())
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -80,10 +80,16 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the slices are: a directory written by `python -m data_prep`."""
+    """Where the slices are and how far they are read ahead.
+
+    Attributes:
+        dir: a directory written by `python -m data_prep`.
+        read_threads: batches that are read at the same time; more than a few slow each other down.
+        prefetch: batches on their way to the devices.
+    """
 
     dir: str = ""
-    read_threads: int = 16
+    read_threads: int = 4
     prefetch: int = 4
 
 

@@ -1,15 +1,19 @@
 """The programs as a user calls them, on a tiny phantom: train, encode, search, query, report."""
 
 import csv
+import dataclasses
 import json
 import signal
 
+import jax
 import nibabel
 import numpy as np
 import pytest
 
 from decomp_jax.data.records import SliceDataset
+from decomp_jax.errors import UserError
 from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.training.checkpoint import restore_for_inference, write_exported
 from tests.conftest import run_python, start_python
 
 TINY = (
@@ -107,6 +111,37 @@ def test_painting_an_images_own_codes_gives_its_x_plus(work, phantom):
     np.testing.assert_array_equal(codes.abnormal_indices, output.abnormal_indices)
     painted = decomposer.paint(output.normal_indices, output.abnormal_indices)
     np.testing.assert_allclose(painted, output.x_plus, atol=1e-4)
+
+
+def test_an_exported_run_is_the_run(work, phantom, tmp_path):
+    """After the report, which the model card quotes: the same codes and parameters."""
+    out = tmp_path / "model"
+    command = ("export", f"--workdir={work}/run", f"--data={phantom}", f"--report={work}/report", f"--out={out}")
+    run("evaluate.py", *command)
+    ours, theirs = (Decomposer.restore(folder) for folder in (out, work / "run"))
+    assert ours.model_digest == theirs.model_digest
+    images = SliceDataset(phantom, "query").stack(("image",), range(5))["image"]
+    for a, b in zip(*(dataclasses.astuple(decomposer.encode(images)) for decomposer in (ours, theirs)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    card = (out / "README.md").read_text()
+    report = json.loads((work / "report" / "metrics.json").read_text())
+    assert f"{report['retrieval']['abnormal']['abnormal']['dice@5']['mean']:.3f}" in card and "seed=3" in card
+    assert str(phantom) not in (out / "meta.json").read_text()
+    again = run_python("evaluate.py", *command)
+    assert again.returncode == 2 and "exists already" in again.stderr
+    exported, kept = (restore_for_inference(folder)[0] for folder in (out, work / "run"))
+    for name in exported:  # what --config.train.init_from takes
+        jax.tree.map(np.testing.assert_array_equal, exported[name], kept[name])
+
+
+def test_a_damaged_export_is_told(work, tmp_path):
+    write_exported(tmp_path / "model", *restore_for_inference(work / "run"))
+    file = tmp_path / "model" / "parameters.npz"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="model: damaged"):
+        restore_for_inference(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

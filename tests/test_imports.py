@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "types"), ("config", "files", "mesh"), ("losses", "models", "data", "retrieval"), ("training",),
-    ("evaluation",), ("ablate",),
+    ("errors", "types", "provenance"), ("config", "files", "mesh"), ("losses", "models", "data", "retrieval"),
+    ("training",), ("evaluation",), ("ablate",),
 )
 FORBIDDEN = {
     "decomp_jax": {"tensorflow"},

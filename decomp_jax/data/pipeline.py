@@ -1,6 +1,7 @@
 """Batches for training and for passes over a split, read ahead in threads and moved ahead to the devices."""
 
 import collections
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -37,11 +38,11 @@ def train_batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .map(lambda row: {name: dataset[int(row)][name] for name in TRAIN_FIELDS})
         .batch(batch_size // processes)
+        .map(functools.partial(dataset.stack, TRAIN_FIELDS))
     )
     mine = batches[start_step * processes + process :: processes]
-    ahead = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=config.prefetch * batch_size)
+    ahead = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=config.read_threads)
     local = iter(mine.to_iter_dataset(ahead))
     return _ahead((to_global(mesh, batch) for batch in local), config.prefetch)
 

@@ -62,16 +62,24 @@ class SliceDataset:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def record(self, i: int) -> bytes:
+        """The serialised slice. Raises UserError if its checksum does not hold."""
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return self._shards[shard].read(int(i) - int(self._ends[shard - 1] if shard else 0))
+
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Raises UserError if the record's checksum does not hold."""
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        start = int(self._ends[shard - 1]) if shard else 0
-        return self._features.deserialize_example_np(self._shards[shard].read(i - start))
+        return self._features.deserialize_example_np(self.record(i))
 
     def stack(self, names: Sequence[str], rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """The named fields of all slices, or of those given, stacked along a new first axis."""
-        records = [self[i] for i in (range(len(self)) if rows is None else rows)]
-        return {name: np.stack([record[name] for record in records]) for name in names}
+        """The named fields, and no others, of all slices or of those given, stacked along a new first axis."""
+        features = tfds.features.FeaturesDict({name: self._features[name] for name in names})
+        rows = range(len(self)) if rows is None else rows
+        stacked = {name: np.empty((len(rows), *one.shape), one.np_dtype) for name, one in features.items()}
+        for place, i in enumerate(rows):
+            for name, value in features.deserialize_example_np(self.record(i)).items():
+                stacked[name][place] = value
+        return stacked
 
 
 class _Shard:

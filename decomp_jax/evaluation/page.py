@@ -23,7 +23,7 @@ h3 { font-size: 1rem; margin: 2rem 0 .4rem; }
 p, ul { max-width: 44rem; }
 .lead { font-size: 1.15rem; }
 .fine, figcaption { font-size: .85rem; line-height: 1.5; color: var(--soft); }
-.key { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1.5rem; margin: 2rem 0;
+.key { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1.25rem; margin: 2rem 0;
        padding: 1.25rem 0; border: solid var(--line); border-width: 1px 0; }
 .key b { display: block; font-size: 1.75rem; line-height: 1.2; color: var(--accent); }
 .key b small { font-size: .85rem; font-weight: 400; color: var(--soft); }
@@ -33,7 +33,7 @@ figcaption { max-width: 44rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } td + td, th + th { white-space: nowrap; } td small { display: block; color: var(--soft); }
+th { font-weight: 600; } td + td { white-space: nowrap; } td small { display: block; color: var(--soft); }
 td:first-child { min-width: 9rem; }
 summary { cursor: pointer; margin: .6rem 0; font-family: Arial, sans-serif; }
 code, pre { font-size: .8rem; } pre { overflow-x: auto; background: var(--tint); padding: 1rem; }
@@ -46,7 +46,7 @@ def write_page(path: Path, metrics: Table, figures: dict[str, Path], config: dic
     """Writes the page: `metrics` as `report.measure` gives them, `figures` PNG files by name."""
     parts = (
         _opening(metrics), _examples(figures), _selectivity(metrics, figures), _mixed(metrics),
-        _decomposition(metrics, figures), _findings(metrics), _details(metrics), _network(metrics, figures),
+        _decomposition(metrics, figures), _findings(metrics, config), _details(metrics), _network(metrics, figures),
         _reading(metrics["protocol"]), _limits(metrics), _provenance(metrics, config),
     )
     path.write_text(f"""<!doctype html>
@@ -186,13 +186,14 @@ def _selectivity(metrics: Table, figures: dict[str, Path]) -> str:
     rows = []
     for title, methods in _GROUPS.items():
         known = [method for method in methods if method in retrieval]
-        rows += [[f"<b>{title}</b>"], *(_selectivity_row(retrieval, method, targets) for method in known)]
+        rows += [[f"<b>{title}</b>"], *(_selectivity_row(metrics, method, targets) for method in known)]
     return section(
         "Does each code find what it is for, and only that?",
         paragraph("""Read down a column: who finds slices whose anatomy, or lesion, is like the query's? A code should
             do well in its own column and badly in the other. How badly it can do is not chance: lesions sit at
-            certain heights, so that even a search by the true lesion finds some of the anatomy. This <b>floor</b> is
-            given beside."""),
+            certain heights, so that even a search by the true lesion finds some of the anatomy. This <b>floor</b>,
+            what the oracle of the code's own target scores, is given beside, with the paired difference from it. Where
+            both targets come in it is no floor, only what the code's own oracle reaches."""),
         figure(figures, "selectivity", """Dice@5 of all methods. The code made for the target is blue; oracles, which
             search by the true labels, are grey. The dashed line is the floor: what a search by the other true label
             finds."""),
@@ -203,17 +204,21 @@ def _selectivity(metrics: Table, figures: dict[str, Path]) -> str:
 
 _GROUPS = {
     "The codes": ("normal", "abnormal", "both"),
-    "Without the network": ("random", "slice_level", "pixel_l2", "pca"),
+    "Without the network": ("random", "slice_level", "pixel_l2", "local_contrast", "pca"),
     "The network otherwise": ("z_e_normal", "z_e_abnormal", "segmentation"),
     "By the true labels": ("lesion_grid", "oracle_normal", "oracle_abnormal", "oracle_whole", "oracle_both"),
 }
 
 
-def _selectivity_row(retrieval: Table, method: str, targets: list[str]) -> list[str]:
-    cells = [METHODS[method]]
+def _selectivity_row(metrics: Table, method: str, targets: list[str]) -> list[str]:
+    retrieval, cells = metrics["retrieval"], [METHODS[method]]
     for target in targets:
-        floor = FLOOR.get((method, target))
-        beside = f"<small>floor {retrieval[floor][target]['dice@5'].mean:.3f}</small>" if floor in retrieval else ""
+        floor, beside = FLOOR.get((method, target)), ""
+        if floor in retrieval:
+            word = "its oracle" if "both" in (method, target) else "floor"
+            mean, low, high = metrics["comparisons"][target]["dice@5"][f"{method} vs {floor}"]["difference"]
+            beside = f"""<small>{word} {retrieval[floor][target]["dice@5"].mean:.3f}</small>
+                <small>less it {mean:+.3f}, {low:+.3f} to {high:+.3f}</small>"""
         cells.append(number(retrieval[method][target]["dice@5"], 3) + beside)
     return cells
 
@@ -244,12 +249,13 @@ def _mixed(metrics: Table) -> str:
     targets = ("anatomy of A", "lesion of B", "anatomy of B", "lesion of A")
     rows = [[method, *(number(mixed[method][target]["dice@5"], 3) for target in targets)]
             for method in mixed if method != "mixed vs pure"]
-    anatomy, lesion = (100 * mixed["mixed vs pure"][target]["ratio"].mean for target in targets[:2])
+    ratios = (mixed["mixed vs pure"][target]["ratio"] for target in targets[:2])
+    anatomy, lesion = (number(Interval(*(100 * part for part in ratio)), 0, " %") for ratio in ratios)
     return section(
         "Anatomy of one patient with the lesion of another",
         paragraph(f"""A query can be put together from two images: the normal code of A with the abnormal code of B,
-            another patient drawn by chance. The mix keeps {anatomy:.0f} % of what the normal code alone finds of A's
-            anatomy, and {lesion:.0f} % of what the abnormal code alone finds of B's lesion. The oracle ranks by both
+            another patient drawn by chance. The mix keeps {anatomy} of what the normal code alone finds of A's
+            anatomy, and {lesion} of what the abnormal code alone finds of B's lesion. The oracle ranks by both
             true overlaps: no reference need be like both."""),
         table(("ranked by", *(f"{target}, Dice@5" for target in targets)), rows),
     )
@@ -285,20 +291,29 @@ _AGAINST_TRUTH = {
 }
 
 
-def _findings(metrics: Table) -> str:
+def _findings(metrics: Table, config: dict[str, Any]) -> str:
     segmentation = metrics["segmentation"]
+    score = """minus the paper's ‖z<sub>e</sub>⁺ − e⁺‖² (equation 3), mean over cells: lesions lie near the codes, cells
+        without one away from them"""
+    if config["model"]["nothing_threshold"]:
+        score = """the largest ‖z<sub>e</sub>⁺‖² of its cells: those without a finding are drawn to 0, where the paper
+            pushes them away from all codes (‖z<sub>e</sub>⁺ − e⁺‖², equation 3)"""
     rows = [[f"Dice, {html.escape(name)}", number(value)] for name, value in segmentation["dice"].items()]
     rows += [[f"share of {name}", number(value)] for name, value in segmentation.items() if name != "dice"]
     rows += [[_SCORES[name], number(value)] for name, value in metrics["abnormality"].items()]
     return section(
         "Finding lesions",
-        paragraph("""The predicted labels and the abnormality score are by-products; they show what the abnormal code
-            can know. Dice is taken over all slices of a patient together."""),
+        paragraph(f"""The predicted labels and the abnormality score are by-products; they show what the abnormal code
+            can know. Dice is taken over all slices of a patient together. The abnormality score of a slice is
+            {score}. Beside it stand two scores by the predicted labels."""),
         table(("measure", "value"), rows),
     ) if rows else ""
 
 
-_SCORES = {"auroc": "AUROC of the abnormality score", "auroc of predicted area": "AUROC of the predicted lesion area"}
+_SCORES = {
+    "auroc": "AUROC of the abnormality score", "auroc of predicted area": "AUROC of the predicted lesion area",
+    "auroc of lesion probability": "AUROC of the predicted lesion probability, summed",
+}
 
 
 def _details(metrics: Table) -> str:

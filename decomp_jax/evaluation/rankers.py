@@ -9,6 +9,7 @@ import scipy.linalg
 from jaxtyping import Array, Bool, Float, Integer
 
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.losses.cells import local_contrast
 from decomp_jax.retrieval import relevance
 
 PCA_COMPONENTS = 64
@@ -23,6 +24,7 @@ METHODS = {
     "slice_level": "nearest slice height",
     "pixel_l2": "pixels, L2",
     "pca": f"pixels, {PCA_COMPONENTS} principal components",
+    "local_contrast": "local contrast of pixels, L2",
     "z_e_normal": "normal path before quantisation",
     "z_e_abnormal": "abnormal path before quantisation",
     "segmentation": "overlap of predicted labels",
@@ -53,7 +55,7 @@ def rankers(
 
         return rank
 
-    def by_distance(distances: Callable[[np.ndarray], np.ndarray]) -> Ranker:
+    def by_distance(distances: Callable[[np.ndarray], np.ndarray | Array]) -> Ranker:
         return lambda queries, excluded: relevance.nearest(distances(queries), excluded=excluded, k=depth)
 
     def by_features(features: Callable[[SliceSet], np.ndarray]) -> Ranker:
@@ -69,7 +71,7 @@ def rankers(
 
     def predicted_overlap(queries: np.ndarray) -> np.ndarray:
         dice = relevance.class_dice(query.segmentation[queries], reference.segmentation, classes=lesion_classes)
-        return 1e-6 * noise(queries) - np.nan_to_num(relevance.mean_over_classes(dice), nan=1.0)
+        return 1e-5 * noise(queries) - jnp.nan_to_num(relevance.mean_over_classes(dice), nan=1.0)
 
     methods = {
         "normal": by_code("normal"),
@@ -79,6 +81,7 @@ def rankers(
         "slice_level": by_distance(height_gap),
         "pixel_l2": by_features(lambda slices: slices.image),
         "pca": by_features(principal_components(reference.image, rng)),
+        "local_contrast": by_features(lambda slices: contrasts(slices.image)),
         "z_e_normal": by_features(lambda slices: slices.z_e_normal),
         "z_e_abnormal": by_features(lambda slices: slices.z_e_abnormal),
         "segmentation": by_distance(predicted_overlap),
@@ -89,10 +92,10 @@ def rankers(
     return methods
 
 
-def squared_distances(query: Float[np.ndarray, "q f"], reference: Float[np.ndarray, "r f"]) -> Float[np.ndarray, "q r"]:
+def squared_distances(query: Float[np.ndarray, "q f"], reference: Float[np.ndarray, "r f"]) -> Float[Array, "q r"]:
     """Squared L2 of all pairs, a block of references at a time."""
     step = relevance.REFERENCE_BLOCK
-    return np.concatenate(
+    return jnp.concatenate(
         [_squared_distances(query, reference[i : i + step]) for i in range(0, len(reference), step)], axis=1
     )
 
@@ -129,3 +132,10 @@ def cell_share(mask: Bool[np.ndarray, "n s s"], grid: tuple[int, int]) -> Float[
     n, height, width = mask.shape
     h, w = grid
     return mask.reshape(n, h, height // h, w, width // w).mean((2, 4), dtype=np.float32)
+
+
+def contrasts(images: Float[np.ndarray, "n s s c"]) -> Float[np.ndarray, "n s s c"]:
+    """What the structure term draws the normal code to, at every pixel and with the lesions."""
+    step = relevance.REFERENCE_BLOCK
+    blocks = [jnp.asarray(images[i : i + step], jnp.float32) for i in range(0, len(images), step)]
+    return np.concatenate([np.asarray(local_contrast(block)) for block in blocks])

@@ -101,7 +101,7 @@ def measure(
         "comparisons": tables.comparisons(summary),
         "strata": tables.strata(found, query, bootstrap),
         "mixed": tables.mixed_table(mixed, query),
-        "segmentation": tables.segmentation_summary(query, settings.lesion_classes).nested(),
+        "segmentation": {"dice": {}} | tables.segmentation_summary(query, settings.lesion_classes).nested(),
         "abnormality": tables.abnormality_table(query),
         "codebooks": tables.codebook_table(reference),
         "counterfactual": counterfactual_table(decomposer, dataset, query),

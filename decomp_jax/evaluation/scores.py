@@ -5,7 +5,9 @@ A score is named by (method, target, measure). The targets are what a search may
 the rows). A query that a target does not ask for, such as a slice without lesion for `abnormal`, scores NaN.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,7 @@ def label_overlap(query: SliceSet, reference: SliceSet, settings: Settings) -> O
     """The relevances of all references for some queries; a target without labels is absent."""
     lesions, regions = len(settings.lesion_classes), len(settings.anatomy_classes)
     asked = {"normal": None if query.anatomy is None else query.anatomy.any((1, 2)), "abnormal": query.lesion}
-    ours, theirs = _views(query), {name: jnp.asarray(labels) for name, labels in _views(reference).items()}
+    ours, theirs = _views(query, reference)
 
     def dice(view: str, classes: int, queries: np.ndarray) -> Float[Array, "q r c"]:
         return relevance.class_dice(ours[view][queries], theirs[view], classes=classes)
@@ -92,10 +94,21 @@ def label_overlap(query: SliceSet, reference: SliceSet, settings: Settings) -> O
     return of
 
 
-def _views(slices: SliceSet) -> dict[str, np.ndarray]:
-    """The label maps that slices are compared by."""
-    views = {"lesion": slices.label, "aligned": relevance.centre_lesions(slices.label)}
-    return views if slices.anatomy is None else views | {"anatomy": slices.anatomy}
+def _views(query: SliceSet, reference: SliceSet) -> tuple[dict[str, np.ndarray], dict[str, Array]]:
+    """The label maps that slices are compared by, those of the references on the device; only the pixels in use."""
+    ours, theirs = {}, {}
+    for name, view in _VIEWS.items():
+        if query.anatomy is not None or name != "anatomy":
+            maps = [view(slices).reshape(len(slices), -1) for slices in (query, reference)]
+            used = maps[0].any(0) | maps[1].any(0)
+            ours[name], theirs[name] = maps[0][:, used], jnp.asarray(maps[1][:, used])
+    return ours, theirs
+
+
+_VIEWS = {
+    "lesion": lambda slices: slices.label, "aligned": lambda slices: relevance.centre_lesions(slices.label),
+    "anatomy": lambda slices: slices.anatomy,
+}
 
 
 def _conventions(dice: Float[Array, "q r c"]) -> dict[str, Float[Array, "q r"]]:
@@ -123,44 +136,67 @@ def _block_scores(
         method: relevance.nearest(-relevances[target][kind], excluded=excluded, k=depth)
         for method, (target, kind) in ORACLES.items() if target in relevances
     }
+    judges = {
+        target: _Judge.of(kinds, ideal[f"oracle_{target}"], excluded, THRESHOLDS[target])
+        for target, kinds in relevances.items()
+    }
     agreements = agreement(query, reference, queries)
+    same = {column: query.rows[column][queries, None] == reference.rows[column] for column in columns}
     for method in (*methods, *ideal):
         rows = ideal[method] if method in ideal else methods[method](queries, excluded)
         one_each = relevance.first_of_each(rows, patient, k=max(TOP))
-        for target, kinds in relevances.items():
-            scores = target_scores(kinds, rows, one_each, ideal[f"oracle_{target}"], excluded, THRESHOLDS[target])
-            yield from (((method, target, measure), values) for measure, values in scores)
+        for target, judge in judges.items():
+            yield from (((method, target, measure), values) for measure, values in judge.scores(rows, one_each))
         for measure, values in agreements.items():
             for k in TOP:
                 gains = relevance.gains_of(values, rows[:, :k])
                 yield (method, "slice", f"{measure}@{k}"), relevance.mean_gain(gains, k)
         for column in columns:
-            same = query.rows[column][queries, None] == reference.rows[column]
-            scores = column_scores(same, rows, excluded)
+            scores = column_scores(same[column], rows, excluded)
             yield from (((method, f"column {column}", measure), values) for measure, values in scores)
 
 
-def target_scores(
-    kinds: dict[str, Float[np.ndarray, "q r"]], rows: Integer[np.ndarray, "q k"], one_each: Integer[np.ndarray, "q n"],
-    ideal_rows: Integer[np.ndarray, "q k"], excluded: Bool[np.ndarray, "q r"], thresholds: tuple[float, ...],
-) -> Iterator[tuple[str, Float[np.ndarray, "q"]]]:
-    """All measures of one ranking for one target; those without another name take the primary Dice as gain."""
-    for kind, values in kinds.items():
-        gains, diverse = (relevance.gains_of(values, hits[:, : max(TOP)]) for hits in (rows, one_each))
-        for k in TOP:
-            yield f"{kind}@{k}", relevance.mean_gain(gains, k)
-            yield f"{kind}@{k} one per patient", relevance.mean_gain(diverse, k)
-    gains, ideal = (relevance.gains_of(kinds["dice"], hits) for hits in (rows, ideal_rows))
-    yield "ndcg@10", relevance.ndcg(gains, ideal, 10)
-    yield "recall of ideal@10", relevance.recall_of_ideal(gains, ideal, 10)
-    asked = ~np.isnan(ideal[:, 0])
-    for threshold in thresholds:
-        relevant = np.where(np.isnan(gains), np.nan, gains >= threshold)
-        total = ((kinds["dice"] >= threshold) & ~excluded).sum(1)
-        for k in TOP:
-            yield f"precision@{k} (dice >= {threshold})", relevance.mean_gain(relevant, k)
-        precision = relevance.average_precision(relevant == 1, total)
-        yield f"map (dice >= {threshold})", np.where(asked, precision, np.nan)
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """What rankings are held to for one target.
+
+    Attributes:
+        kinds: relevances by kind; measures without another name take the primary Dice as gain.
+        ideal: gains of the ideal ranking.
+        relevant: number of references that may be found, by the Dice from which one counts as relevant.
+    """
+
+    kinds: dict[str, Float[np.ndarray, "q r"]]
+    ideal: Float[np.ndarray, "q k"]
+    relevant: dict[float, Integer[np.ndarray, "q"]]
+
+    @classmethod
+    def of(
+        cls, kinds: dict[str, Float[np.ndarray, "q r"]], ideal_rows: Integer[np.ndarray, "q k"],
+        excluded: Bool[np.ndarray, "q r"], thresholds: tuple[float, ...],
+    ) -> Self:
+        relevant = {threshold: ((kinds["dice"] >= threshold) & ~excluded).sum(1) for threshold in thresholds}
+        return cls(kinds, relevance.gains_of(kinds["dice"], ideal_rows), relevant)
+
+    def scores(
+        self, rows: Integer[np.ndarray, "q k"], one_each: Integer[np.ndarray, "q n"]
+    ) -> Iterator[tuple[str, Float[np.ndarray, "q"]]]:
+        """All measures of one ranking, and of its first hit of each patient."""
+        for kind, values in self.kinds.items():
+            gains, diverse = (relevance.gains_of(values, hits[:, : max(TOP)]) for hits in (rows, one_each))
+            for k in TOP:
+                yield f"{kind}@{k}", relevance.mean_gain(gains, k)
+                yield f"{kind}@{k} one per patient", relevance.mean_gain(diverse, k)
+        gains = relevance.gains_of(self.kinds["dice"], rows)
+        yield "ndcg@10", relevance.ndcg(gains, self.ideal, 10)
+        yield "recall of ideal@10", relevance.recall_of_ideal(gains, self.ideal, 10)
+        asked = ~np.isnan(self.ideal[:, 0])
+        for threshold, total in self.relevant.items():
+            found = np.where(np.isnan(gains), np.nan, gains >= threshold)
+            for k in TOP:
+                yield f"precision@{k} (dice >= {threshold})", relevance.mean_gain(found[:, :k], k)
+            precision = relevance.average_precision(found == 1, total)
+            yield f"map (dice >= {threshold})", np.where(asked, precision, np.nan)
 
 
 def column_scores(
@@ -170,7 +206,8 @@ def column_scores(
     gains = relevance.gains_of(same.astype(float), rows)
     for k in TOP:
         yield f"precision@{k}", relevance.mean_gain(gains, k)
-    yield "map", relevance.average_precision(gains == 1, (same & ~excluded).sum(1))
+    precision = relevance.average_precision(gains == 1, (same & ~excluded).sum(1))
+    yield "map", np.where(rows[:, 0] < 0, np.nan, precision)  # no ranking was asked for, as of an oracle without label
 
 
 def agreement(

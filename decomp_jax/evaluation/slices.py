@@ -36,6 +36,7 @@ class SliceSet:
         anatomy: None where the data set has no regions.
         bank: the codes.
         segmentation: the label that the network finds most probable in each pixel.
+        lesion_probability: that of a lesion of any class, mean over the pixels.
         abnormality: the network's score of each slice, higher where it sees a lesion.
     """
 
@@ -48,6 +49,7 @@ class SliceSet:
     z_e_normal: Float[np.ndarray, "n h w d"]
     z_e_abnormal: Float[np.ndarray, "n h w d"]
     segmentation: UInt8[np.ndarray, "n s s"]
+    lesion_probability: Float[np.ndarray, "n"]
     abnormality: Float[np.ndarray, "n"]
 
     @classmethod
@@ -57,10 +59,15 @@ class SliceSet:
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
         stacked = dataset.stack(fields, positions)
         batches = [
-            (*(getattr(batch, name) for name in _OUTPUTS), batch.segmentation.argmax(-1).astype(np.uint8))
+            (
+                *(getattr(batch, name) for name in _OUTPUTS), batch.segmentation.argmax(-1).astype(np.uint8),
+                batch.segmentation[..., 1:].sum(-1).mean((1, 2)),
+            )
             for batch in decomposed(decomposer, stacked["image"], f"encode {split}")
         ]
-        normal, abnormal, z_e_normal, z_e_abnormal, abnormality, segmentation = map(np.concatenate, zip(*batches))
+        normal, abnormal, z_e_normal, z_e_abnormal, abnormality, segmentation, probability = map(
+            np.concatenate, zip(*batches)
+        )
         bank = CodeBank.from_arrays(
             normal_indices=normal, abnormal_indices=abnormal, rows=dataset.rows[positions],
             normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
@@ -68,7 +75,7 @@ class SliceSet:
         return cls(
             rows=bank.rows, positions=positions, image=stacked["image"], label=stacked["label"],
             anatomy=stacked.get("anatomy"), bank=bank, z_e_normal=z_e_normal, z_e_abnormal=z_e_abnormal,
-            segmentation=segmentation, abnormality=abnormality,
+            segmentation=segmentation, lesion_probability=probability, abnormality=abnormality,
         )
 
     def __len__(self) -> int:

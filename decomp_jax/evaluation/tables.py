@@ -16,10 +16,12 @@ from decomp_jax.retrieval.statistics import Bootstrap, Interval, interval
 
 Table = dict[str, Any]
 
-# Each target's own code, and the oracle of the other target: what the labels alone force on an off-diagonal.
+# Each target's own code; and beside what a code finds of another target, what the oracle of the code's own target finds
+# of it: the labels alone force that much.
 OWN = {"normal": "normal", "abnormal": "abnormal", "both": "both"}
-FLOOR = {("abnormal", "normal"): "oracle_abnormal", ("normal", "abnormal"): "oracle_normal"}
+FLOOR = {(row, column): f"oracle_{row}" for row in OWN for column in OWN if row != column}
 HEADLINE = ("dice@5", "whole_dice@5")
+MIXED_PAIRS = 4096  # mixed queries scored, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,8 @@ def _by_column(name: tuple[str, str, str]) -> tuple[str, str, str]:
 
 
 def comparisons(summary: Summary) -> Table:
-    """`comparisons[target][measure]["a vs b"]`: each target's own code with every other method, and the code of the
-    other target with its floor."""
+    """`comparisons[target][measure]["a vs b"]`: each target's own code with every other method, and the codes of the
+    other targets with their floors."""
     table: Table = {}
     for target, own in OWN.items():
         pairs = [(own, other) for other in METHODS if other != own]
@@ -139,7 +141,8 @@ def mixed_queries(
 ) -> Mixed | None:
     """Searches with the anatomy of one slice, A, and the lesion of another patient's, B, scored against both.
 
-    Each query slice with a lesion is A once; B is drawn among those of other patients. `oracle` ranks by the mean of
+    Each query slice with a lesion (of more than `MIXED_PAIRS`, a draw of so many) is A once; B is drawn among those of
+    other patients. `oracle` ranks by the mean of
     both true overlaps: what the references hold. None without anatomy or with lesions of a single patient.
     """
     lesion = np.flatnonzero(query.lesion)
@@ -164,8 +167,11 @@ def mixed_table(mixed: Mixed | None, query: SliceSet, *, k: int = 5) -> Table:
 
 
 def _draw_pairs(patients: np.ndarray, slices: np.ndarray, rng: np.random.Generator) -> Integer[np.ndarray, "m 2"]:
-    others = [slices[patients[slices] != patients[a]] for a in slices]
-    return np.array([(a, rng.choice(other)) for a, other in zip(slices, others)])
+    a = np.sort(rng.permutation(slices)[:MIXED_PAIRS])
+    b = rng.choice(slices, len(a))
+    while (same := patients[a] == patients[b]).any():
+        b[same] = rng.choice(slices, same.sum())
+    return np.stack([a, b], axis=1)
 
 
 def _mixed_scores(
@@ -217,12 +223,15 @@ def segmentation_summary(query: SliceSet, classes: tuple[str, ...]) -> Summary:
 
 
 def abnormality_table(query: SliceSet) -> Table:
-    """How well the abnormality score, and the predicted lesion area, tell lesion slices from the others; empty
-    without one or the other."""
+    """How well the abnormality score, the predicted lesion area, and the summed lesion probability tell lesion slices
+    from the others; empty without one or the other."""
     if query.lesion.all() or not query.lesion.any():
         return {}
     bootstrap = Bootstrap.of(query.rows["patient_id"])
-    scores = {"auroc": query.abnormality, "auroc of predicted area": (query.segmentation > 0).sum((1, 2))}
+    scores = {
+        "auroc": query.abnormality, "auroc of predicted area": (query.segmentation > 0).sum((1, 2)),
+        "auroc of lesion probability": query.lesion_probability,
+    }
     return {name: bootstrap.auroc(values.astype(float), query.lesion) for name, values in scores.items()}
 
 

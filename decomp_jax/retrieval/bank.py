@@ -24,6 +24,7 @@ from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import disk_space
+from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.search import Hits, search
 
 FORMAT_VERSION = 1
@@ -67,11 +68,14 @@ class CodeBank:
 
     def codes(self, parts: Sequence[str], rows: slice, some: np.ndarray | slice) -> UInt16[np.ndarray, "n p"]:
         """Indices of the parts ("normal", "abnormal") side by side, of `some` of `rows`; checked to be below K."""
-        codes = [getattr(self, f"{part}_indices")[rows][some] for part in parts]
-        for part, indices in zip(parts, codes):
-            _check_range(self, part, indices)
         cells = int(np.prod(self.grid))
-        return np.concatenate([indices.reshape(-1, cells) for indices in codes], 1)
+        codes = []
+        for part in parts:
+            indices = getattr(self, f"{part}_indices")
+            codes.append(np.array(indices[rows][some]).reshape(-1, cells))
+            _check_range(self, part, codes[-1])
+            leave_pages(indices)
+        return np.concatenate(codes, 1)
 
     @classmethod
     def from_arrays(
@@ -115,6 +119,7 @@ class CodeBank:
         _check_shapes(bank, ".npy")
         for part in PARTS:
             _check_range(bank, part, arrays[f"{part}_indices"][:None if verify else CHECKED_ON_LOAD])
+            leave_pages(arrays[f"{part}_indices"])
         return bank
 
     def save(self, directory: str | os.PathLike) -> None:

@@ -28,27 +28,28 @@ from scipy.spatial.distance import cdist
 
 # Codes whose smallest bound is kept as one number: 32 uint16 are a cache line.
 GROUP = 32
-# Codes that the scan holds at a time: the unit of the layout [blocks, positions, BLOCK].
+# Codes that the scan of a batch holds at a time; shards are padded to whole blocks.
 BLOCK = 512
-# In place of the row of a code that no row (allowed to the query) has, and its distance.
-NO_ROW = np.iinfo(np.int32).max
+# Distance of a code that the query may not find.
 NO_DISTANCE = np.iinfo(np.int64).max
+# In place of a patient: nobody has the code (padding), or is excluded; several patients have it.
+NOBODY, SEVERAL = -1, -2
 # Entries of T beyond this many times its mean share one bound: a few outlying codes mustn't coarsen all bounds.
 CLIP = 3.0
 
 
 class Tables(NamedTuple):
-    """Distances between codes; row K_0 + ... + K_(i-1) + a holds those from code a of codebook i, the last row zeros.
+    """Distances between codes; column K_0 + ... + K_(i-1) + a holds those to code a of codebook i, the last one zeros.
 
     Attributes:
-        exact: int64 [T,K], squared distance / `unit`.
-        lower: uint8 [T,K], at most exact / `step`.
+        exact: int64 [K,T], squared distance / `unit`.
+        lower: uint8 [K,T], at most exact / `step`.
         step: int64.
         unit: squared L2 of one unit.
     """
 
-    exact: Int64[np.ndarray, "t k"]
-    lower: UInt8[np.ndarray, "t k"]
+    exact: Int64[np.ndarray, "k t"]
+    lower: UInt8[np.ndarray, "k t"]
     step: np.int64
     unit: float
 
@@ -59,9 +60,9 @@ def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
     positions = cells * len(codebooks)
     unit = max(square.max() for square in squares) * positions / 2.0**62 or 1.0
     sizes = [len(square) for square in squares]
-    exact = np.zeros((sum(sizes) + 1, max(sizes)), np.int64)
+    exact = np.zeros((max(sizes), sum(sizes) + 1), np.int64)
     for square, start in zip(squares, np.cumsum([0, *sizes])):
-        exact[start:start + len(square), :len(square)] = np.rint(square / unit)
+        exact[:len(square), start:start + len(square)] = np.rint(square / unit)
     largest = min(np.iinfo(np.uint8).max, np.iinfo(np.int16).max // positions)
     clip = min(CLIP * np.mean([square.mean() for square in squares]), max(square.max() for square in squares))
     step = np.int64(clip / unit / largest) + 1
@@ -70,31 +71,27 @@ def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
 
 
 class Codes(NamedTuple):
-    """Distinct codes as the scan wants them, sharded over their number n = blocks * BLOCK.
+    """Distinct codes, sharded over their number n, a multiple of BLOCK.
 
     Attributes:
-        blocks: uint16 [blocks,positions,BLOCK].
-        rows: int32 [3,n], the first row of each of the first three patients that have the code; NO_ROW where fewer.
-        patients: int32 [3,n], those patients.
+        indices: uint16 [n,positions].
+        owners: int32 [n], the one patient that has the code; SEVERAL or NOBODY.
     """
 
-    blocks: UInt16[Array, "b p r"]
-    rows: Int32[Array, "3 n"]
-    patients: Int32[Array, "3 n"]
+    indices: UInt16[Array, "n p"]
+    owners: Int32[Array, "n"]
 
 
 class Nearest(NamedTuple):
-    """Distinct codes by distance, then by first row; `certain` where no code left out comes before the last.
+    """Distinct codes by (distance, code); `certain` where no code left out comes before the last.
 
     Attributes:
-        distances: int64 [Q,S*c], c a shard.
-        rows: int32 [Q,S*c], the first row with the code that the query may find.
+        distances: int64 [Q,S*c], c a shard; NO_DISTANCE where a code is padding or an excluded patient's alone.
         codes: int32 [Q,S*c], position of the code among all.
         certain: bool [Q,S].
     """
 
     distances: Int64[Array, "q c"]
-    rows: Int32[Array, "q c"]
     codes: Int32[Array, "q c"]
     certain: Bool[Array, "q s"]
 
@@ -103,49 +100,52 @@ class Nearest(NamedTuple):
 def nearest(mesh: Mesh, groups: int, count: int) -> Callable[..., Nearest]:
     """Compiled search for the `count` nearest codes of each shard among the `groups` groups with the smallest bounds.
 
-    The function takes (codes, tables, queries int32 [Q,positions] of table rows, exclude int32 [Q,2] of patients).
+    The function takes (codes, tables, queries int32 [Q,positions] of table columns, exclude int32 [Q,2] of patients).
     """
-    return _sharded(functools.partial(_nearest, groups=groups, count=count), mesh,
-                    Nearest(P(None, "data"), P(None, "data"), P(None, "data"), P(None, "data")))
+    return _sharded(functools.partial(_nearest, groups=groups, count=count), mesh)
 
 
 @functools.cache
-def every(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
-    """Compiled distances int64 [Q,n] from each query to each code, and its first row int32 [Q,n]; takes the same."""
-    return _sharded(_every, mesh, (P(None, "data"), P(None, "data")))
+def every(mesh: Mesh) -> Callable[..., Int64[Array, "q n"]]:
+    """Compiled distances from each query to each code, NO_DISTANCE as in `Nearest`; takes the same."""
+    return _sharded(_every, mesh)
 
 
-def _sharded(function: Callable, mesh: Mesh, out_specs: tuple) -> Callable:
-    in_specs = (Codes(P("data"), P(None, "data"), P(None, "data")), Tables(P(), P(), P(), P()), P(), P())
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+def _sharded(function: Callable, mesh: Mesh) -> Callable:
+    return jax.jit(jax.shard_map(
+        function, mesh=mesh, in_specs=(P("data"), P(), P(), P()), out_specs=P(None, "data"), check_vma=False,
+    ))
 
 
 def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
     # XLA's CPU compiler sorts everything where an output of top_k is sliced, so all of it is used: the last group is
     # looked at although the others would do.
-    bounds, group = lax.top_k(-group_minima(codes.blocks, tables.lower, queries).astype(jnp.float32), groups)
+    bounds, group = lax.top_k(-group_minima(codes.indices, tables.lower, queries).astype(jnp.float32), groups)
     beyond = -bounds.min(1).astype(jnp.int64) * tables.step
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
-    row = _first_row(codes.rows[:, code], codes.patients[:, code], exclude)
-    distance = _exact(codes.blocks, tables.exact, queries, group).reshape(code.shape)
-    distance = jnp.where(row == NO_ROW, NO_DISTANCE, distance)
+    distance = lax.map(lambda one: _add_up(codes.indices[one[0]], tables.exact[:, one[1]]), (code, queries))
+    distance = jnp.where(_allowed(codes.owners[code], exclude), distance, NO_DISTANCE)
     # Rounding to float32 keeps order but for ties: what is left out comes later if its float32 is strictly greater.
     rounded, at = lax.top_k(-distance.astype(jnp.float32), count + GROUP // 2)
-    near = lax.sort([jnp.take_along_axis(values, at, 1) for values in (distance, row, code)], num_keys=2)
-    distance, row, code = (values[:, :count] for values in near)
+    near = lax.sort([jnp.take_along_axis(values, at, 1) for values in (distance, code)], num_keys=2)
+    distance, code = (values[:, :count] for values in near)
     last = distance[:, -1]
     certain = (last < beyond) & (last.astype(jnp.float32) < -rounded.min(1))
-    offset = lax.axis_index("data") * codes.rows.shape[1]
-    return Nearest(distance, row, code + offset.astype(code.dtype), certain[:, None])
+    offset = lax.axis_index("data") * len(codes.owners)
+    return Nearest(distance, code + offset.astype(code.dtype), certain[:, None])
 
 
-def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> tuple[Array, Array]:
-    distance = lax.map(lambda query: _add_up(codes.blocks, tables.exact[query]).reshape(-1), queries)
-    row = _first_row(codes.rows[:, None], codes.patients[:, None], exclude)
-    return jnp.where(row == NO_ROW, NO_DISTANCE, distance), row
+def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> Array:
+    distance = lax.map(lambda query: _add_up(codes.indices, tables.exact[:, query]), queries)
+    return jnp.where(_allowed(codes.owners, exclude), distance, NO_DISTANCE)
 
 
-def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], queries: Int[Array, "q p"]
+def _allowed(owners: Int32[Array, "*q n"], exclude: Int32[Array, "q 2"]) -> Bool[Array, "q n"]:
+    """Whether a code has rows that a query may find. Of those of several patients the host leaves out rows."""
+    return (owners != NOBODY) & (owners[..., None] != exclude[:, None]).all(-1)
+
+
+def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "k t"], queries: Int[Array, "q p"]
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
@@ -153,9 +153,9 @@ def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], que
     scanned block by block, each turn adding up one block while it reduces the one before: a loop's carry is never
     fused.
     """
-    luts = lower[queries].transpose(1, 2, 0)
+    luts = lower[:, queries[0] if len(queries) == 1 else queries.T]
     if len(queries) == 1 or jax.default_backend() != "cpu":
-        return _add_up(blocks, luts if len(queries) > 1 else luts[..., 0]).reshape(-1, GROUP, len(queries)).min(1).T
+        return _add_up(indices, luts).reshape(-1, GROUP, len(queries)).min(1).T
 
     def reduce(bounds: Array) -> Array:
         return bounds.reshape(-1, GROUP, len(queries)).min(1)
@@ -164,29 +164,14 @@ def group_minima(blocks: UInt16[Array, "b p r"], lower: UInt8[Array, "t k"], que
         return _add_up(block, luts), reduce(before)
 
     first = jnp.zeros((BLOCK, len(queries)), jnp.int16)
-    last, minima = lax.scan(turn, first, blocks)
+    last, minima = lax.scan(turn, first, indices.reshape(-1, BLOCK, indices.shape[1]))
     return jnp.concatenate([minima.reshape(-1, len(queries)), reduce(last)])[BLOCK // GROUP:].T
 
 
-def _add_up(codes: UInt16[Array, "*b p r"], luts: Array) -> Array:
-    """Sums over positions of luts[p][codes[p]]; luts are [p,k] or [p,k,q]. Unrolled: one pass over the codes."""
+def _add_up(indices: UInt16[Array, "n p"], luts: Array) -> Array:
+    """Sums over positions of luts[indices[:,p],p]; luts are [k,p] or [k,p,q]. Unrolled: one pass over the codes.
+
+    A code's entries for all positions lie together: in few pages of memory, and in different lines of the cache.
+    """
     kind = jnp.int16 if luts.dtype == jnp.uint8 else luts.dtype
-    return sum(lut.at[codes[..., p, :]].get(mode="promise_in_bounds").astype(kind) for p, lut in enumerate(luts))
-
-
-def _exact(blocks: Array, exact: Array, queries: Array, group: Int[Array, "q g"]) -> Int64[Array, "q g 32"]:
-    block, within = group // (BLOCK // GROUP), group % (BLOCK // GROUP)
-    near = blocks.reshape(*blocks.shape[:2], -1, GROUP).at[block, :, within].get(mode="promise_in_bounds")
-
-    def turn(p: Array, total: Array) -> Array:
-        row = lax.dynamic_index_in_dim(queries, p, 1, keepdims=False)
-        code = lax.dynamic_index_in_dim(near, p, 2, keepdims=False)
-        return total + exact.at[row[:, None, None], code].get(mode="promise_in_bounds")
-
-    return lax.fori_loop(0, queries.shape[1], turn, jnp.zeros((*group.shape, GROUP), exact.dtype))
-
-
-def _first_row(rows: Array, patients: Array, exclude: Int32[Array, "q 2"]) -> Int32[Array, "q n"]:
-    """First row of each code that isn't of an excluded patient: of three patients at most two are excluded."""
-    excluded = (patients[..., None] == exclude[:, None]).any(-1)
-    return jnp.where(excluded, NO_ROW, rows).min(0)
+    return sum(luts.at[indices[:, p], p].get(mode="promise_in_bounds").astype(kind) for p in range(luts.shape[1]))

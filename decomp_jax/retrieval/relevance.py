@@ -19,39 +19,40 @@ AnyArray = np.ndarray | Array
 
 
 def class_dice(
-    query: UInt8[AnyArray, "q h w"], reference: UInt8[AnyArray, "r h w"], *, classes: int
+    query: UInt8[AnyArray, "q *pixels"], reference: UInt8[AnyArray, "r *pixels"], *, classes: int
 ) -> Float[Array, "q r {classes}"]:
     """Dice of each query with each reference for the labels 1..`classes`; NaN where a class is absent from both."""
-    blocks = range(0, len(reference), REFERENCE_BLOCK)
-    return jnp.concatenate([_class_dice(query, reference[i : i + REFERENCE_BLOCK], classes) for i in blocks], axis=1)
+    return jnp.stack([_by_blocks(query, reference, label) for label in range(1, classes + 1)], axis=-1)
 
 
-def whole_dice(query: UInt8[AnyArray, "q h w"], reference: UInt8[AnyArray, "r h w"]) -> Float[Array, "q r"]:
+def whole_dice(
+    query: UInt8[AnyArray, "q *pixels"], reference: UInt8[AnyArray, "r *pixels"]
+) -> Float[Array, "q r"]:
     """Dice of the parts that have any label; NaN where neither slice has one."""
+    return _by_blocks(query, reference, 0)
+
+
+def _by_blocks(query: AnyArray, reference: AnyArray, label: int) -> Float[Array, "q r"]:
     blocks = range(0, len(reference), REFERENCE_BLOCK)
-    return jnp.concatenate([_mask_dice(query > 0, reference[i : i + REFERENCE_BLOCK] > 0) for i in blocks], axis=1)
-
-
-@functools.partial(jax.jit, static_argnames="classes")
-def _class_dice(
-    query: UInt8[AnyArray, "q h w"], reference: UInt8[AnyArray, "r h w"], classes: int
-) -> Float[Array, "q r {classes}"]:
-    labels = jnp.arange(1, classes + 1, dtype=jnp.uint8)
-    return jnp.moveaxis(jax.lax.map(lambda label: _mask_dice(query == label, reference == label), labels), 0, -1)
+    return jnp.concatenate([_dice(query, reference[i : i + REFERENCE_BLOCK], label) for i in blocks], axis=1)
 
 
 @jax.jit
-def _mask_dice(query: Bool[AnyArray, "q h w"], reference: Bool[AnyArray, "r h w"]) -> Float[Array, "q r"]:
+def _dice(
+    query: UInt8[AnyArray, "q *pixels"], reference: UInt8[AnyArray, "r *pixels"], label: int
+) -> Float[Array, "q r"]:
+    """Dice of the pixels with one label, or of those with any, if `label` is 0."""
     # Zeros and ones are exact in any type, and float32 counts pixels exactly up to 2**24; bfloat16 is slow on a CPU.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    a, b = (masks.reshape(len(masks), -1).astype(dtype) for masks in (query, reference))
+    maps = (labels.reshape(len(labels), -1) for labels in (query, reference))
+    a, b = (jnp.where(label, labels == label, labels > 0).astype(dtype) for labels in maps)
     overlap = jnp.matmul(a, b.T, preferred_element_type=jnp.float32)
     return _ratio(2 * overlap, a.sum(1, dtype=jnp.float32)[:, None] + b.sum(1, dtype=jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames="classes")
 def area_similarity(
-    query: UInt8[AnyArray, "q h w"], reference: UInt8[AnyArray, "r h w"], *, classes: int
+    query: UInt8[AnyArray, "q *pixels"], reference: UInt8[AnyArray, "r *pixels"], *, classes: int
 ) -> Float[Array, "q r {classes}"]:
     """The Dice that areas alone would allow, 2 min(a, b) / (a + b), per class; NaN where it is absent from both."""
     a, b = (_areas(labels, classes) for labels in (query, reference))
@@ -59,8 +60,9 @@ def area_similarity(
     return _ratio(2 * jnp.minimum(a, b), a + b)
 
 
-def _areas(labels: UInt8[AnyArray, "n h w"], classes: int) -> Float[Array, "n {classes}"]:
-    return jnp.stack([(labels == c).sum((1, 2), dtype=jnp.float32) for c in range(1, classes + 1)], axis=-1)
+def _areas(labels: UInt8[AnyArray, "n *pixels"], classes: int) -> Float[Array, "n {classes}"]:
+    labels = labels.reshape(len(labels), -1)
+    return jnp.stack([(labels == c).sum(1, dtype=jnp.float32) for c in range(1, classes + 1)], axis=-1)
 
 
 def _ratio(part: Array, whole: Array) -> Array:
@@ -94,13 +96,19 @@ def centre_lesions(labels: UInt8[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h
 
 
 def nearest(
-    distances: Float[np.ndarray, "q r"], *, excluded: Bool[np.ndarray, "q r"], k: int
+    distances: Float[AnyArray, "q r"], *, excluded: Bool[np.ndarray, "q r"], k: int
 ) -> Int[np.ndarray, "q k"]:
-    """The k references of least distance, nearest first, ties to the lower row; -1 where fewer are left."""
-    distances = np.where(excluded, np.inf, distances)
-    rows = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    rows = np.where(np.isinf(np.take_along_axis(distances, rows, 1)), -1, rows)
+    """The k references of least distance, nearest first, ties to the lower row; -1 where fewer are left. A reference
+    without a distance (NaN, infinite) is no hit."""
+    rows = np.asarray(_nearest(distances, excluded, min(k, distances.shape[1])))
     return np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _nearest(distances: Float[AnyArray, "q r"], excluded: Bool[AnyArray, "q r"], k: int) -> Int[Array, "q k"]:
+    closeness = jnp.where(excluded | jnp.isnan(distances), -jnp.inf, -distances)
+    values, rows = jax.lax.top_k(closeness, k)
+    return jnp.where(jnp.isinf(values), -1, rows)
 
 
 def first_of_each(

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float32, Int, Int64
 from tqdm import tqdm
 
 from decomp_jax.errors import UserError
-from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, Tables, every, make_tables, nearest
-from decomp_jax.retrieval.layout import NOBODY, Layout, Members, make_layout
+from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, NOBODY, Nearest, Tables, every, make_tables, nearest
+from decomp_jax.retrieval.layout import Layout, Members, leave_pages, make_layout, run_starts
 
 if TYPE_CHECKING:
     from decomp_jax.retrieval.bank import CodeBank
@@ -49,16 +49,16 @@ class _Index:
 
     Attributes:
         layout: their distinct codes, on the devices of `mesh`.
-        patients: int32 [n], number of each row's patient, a position in `names`.
-        names: sorted patient ids.
+        names: sorted patient ids; a patient's number is a position among them.
+        most: the largest number of rows of one patient.
     """
 
     layout: Layout
     tables: Tables
     mesh: Mesh
     start: int
-    patients: np.ndarray
     names: np.ndarray
+    most: int
 
 
 def search(
@@ -89,12 +89,12 @@ def search(
     _check(bank, queries, k, cells, mesh)
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     index = _index(bank, tuple(queries), mesh)
-    table_rows = _table_rows(bank, queries, cells)
-    excluded = _patient_numbers(index.names, exclude, len(table_rows))
-    distances, rows = _no_hits(len(table_rows), k)
-    blocks = list(_slices(len(table_rows), MOST_QUERIES))
+    table_columns = _table_columns(bank, queries, cells)
+    excluded = _patient_numbers(index.names, exclude, len(table_columns))
+    distances, rows = _no_hits(len(table_columns), k)
+    blocks = list(_slices(len(table_columns), MOST_QUERIES))
     for block in tqdm(blocks, desc="search", unit="block", delay=2, disable=None):
-        distances[block], rows[block] = _search(index, table_rows[block], excluded[block], k, one_per_patient)
+        distances[block], rows[block] = _search(index, table_columns[block], excluded[block], k, one_per_patient)
     if len(_processes(mesh)) > 1:
         distances, rows = _join_processes(distances, rows, bank, k, one_per_patient)
     floats = np.where(rows < 0, np.inf, distances * float(index.tables.unit))
@@ -108,70 +108,70 @@ def _search(index: _Index, queries: np.ndarray, excluded: np.ndarray, k: int, on
     The nearest k codes have the nearest k rows among them, but k patients may need more codes: as many as it takes for
     the last hit to come before every code not looked at.
     """
-    distances, rows = _no_hits(len(queries), k)
-    members = index.layout.patient_members if one_per_patient else index.layout.members
-    pending, count = np.arange(len(queries)), min(8 * k if one_per_patient else k, index.layout.count)
+    layout, (distances, rows) = index.layout, _no_hits(len(queries), k)
+    members = layout.patient_members if one_per_patient else layout.members
+    spare = excluded.shape[1] * (1 if one_per_patient else index.most) if (excluded != NOBODY).any() else 0
+    pending, count = np.arange(len(queries)), min(8 * k if one_per_patient else k, layout.count)
     while len(pending) and count:
-        distance, first_row, code = _nearest_codes(index, queries[pending], excluded[pending], count)
-        found = _members_found(index, members, distance, code, excluded[pending], k)
+        distance, code = _nearest_codes(index, queries[pending], excluded[pending], count)
+        found = _members_found(layout, members, distance, code, excluded[pending], k + spare)
         distances[pending], rows[pending] = _best(found, len(pending), k, one_per_patient)
         last, seen = distances[pending, -1], distance[:, -1]
-        whole = (last < seen) | (last == seen) & (rows[pending, -1] <= first_row[:, -1])
-        if count == index.layout.count:
+        first_row = members.rows[members.starts[code[:, -1]]]
+        whole = (last < seen) | (last == seen) & (rows[pending, -1] <= first_row)
+        if count == layout.count:
             break
-        pending, count = pending[~whole], min(4 * count, index.layout.count)
+        pending, count = pending[~whole], min(4 * count, layout.count)
+    rows[rows >= 0] += index.start
     return distances, rows
 
 
 def _nearest_codes(index: _Index, queries: np.ndarray, excluded: np.ndarray, count: int
-                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances, first rows and numbers [q,count] of the nearest codes, by (distance, first row).
+                   ) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and numbers [q,count] of the nearest codes, by (distance, number): numbers go by first rows.
 
     Tries few groups, then more for queries that aren't certain, then every code for those that still aren't.
     """
-    distance, row, code = (np.zeros((len(queries), count), kind) for kind in (np.int64, np.int32, np.int32))
-    size, certain = index.layout.codes.rows.shape[1], np.zeros(len(queries), bool)
+    distance, code = (np.zeros((len(queries), count), kind) for kind in (np.int64, np.int32))
+    size, certain = len(index.layout.codes.owners), np.zeros(len(queries), bool)
     pending = np.arange(len(queries))
 
-    def run(function: Callable, some: np.ndarray) -> list[np.ndarray]:
+    def run(function: Callable, some: np.ndarray) -> Nearest | np.ndarray:
         width = 1 << (len(some) - 1).bit_length()
         padded = np.pad(some, (0, width - len(some)), mode="edge")
         with jax.enable_x64(True):
             answer = function(index.layout.codes, index.tables, queries[padded], excluded[padded])
-        return [np.asarray(values)[:len(some)] for values in answer]
+        return jax.tree.map(lambda values: np.asarray(values)[:len(some)], answer)
 
     for groups in (count + GROUP // 2, 4 * (count + GROUP // 2)):
         if 2 * groups * GROUP * index.mesh.size > size:
             break
         for block in _slices(len(pending), MOST_CANDIDATES // (groups * GROUP)):
             some = pending[block]
-            *near, sure = run(nearest(index.mesh, groups, count), some)
-            order = np.lexsort((near[1], near[0]))[:, :count]
-            distance[some], row[some], code[some] = (np.take_along_axis(values, order, 1) for values in near)
-            certain[some] = sure.all(1)
+            near = run(nearest(index.mesh, groups, count), some)
+            order = np.lexsort((near.codes, near.distances))[:, :count]
+            distance[some], code[some] = (np.take_along_axis(values, order, 1) for values in near[:2])
+            certain[some] = near.certain.all(1)
         pending = np.flatnonzero(~certain)
     for block in _slices(len(pending), MOST_CANDIDATES // size):
-        for one, *near in zip(pending[block], *run(every(index.mesh), pending[block])):
-            within = np.flatnonzero(near[0] <= np.partition(near[0], count - 1)[count - 1])
-            order = within[np.lexsort((near[1][within], near[0][within]))[:count]]
-            distance[one], row[one], code[one] = near[0][order], near[1][order], order
-    return distance, row, code
+        for one, all_distances in zip(pending[block], run(every(index.mesh), pending[block])):
+            within = np.flatnonzero(all_distances <= np.partition(all_distances, count - 1)[count - 1])
+            code[one] = within[np.argsort(all_distances[within], kind="stable")[:count]]
+            distance[one] = all_distances[code[one]]
+    return distance, code
 
 
-def _members_found(index: _Index, members: Members, distance: np.ndarray, code: np.ndarray, excluded: np.ndarray, k: int
-                   ) -> _Found:
-    """Rows that have the codes [q,c]: of each code as many as the k best can need."""
-    code = np.where(distance == NO_DISTANCE, 0, code)
-    spare = members.most * (excluded != NOBODY).any() * excluded.shape[1]
-    sizes = np.minimum(members.starts[code + 1] - members.starts[code], k + spare)
-    sizes[distance == NO_DISTANCE] = 0
-    firsts, sizes = members.starts[code].ravel(), sizes.ravel()
+def _members_found(layout: Layout, members: Members, distance: np.ndarray, code: np.ndarray, excluded: np.ndarray,
+                   most: int) -> _Found:
+    """Rows that have the codes [q,c]: of each code the first `most`, less those of excluded patients."""
+    query, rank = np.nonzero(distance != NO_DISTANCE)
+    distance, code = distance[query, rank], code[query, rank]
+    firsts = members.starts[code]
+    sizes = np.minimum(members.starts[code + 1] - firsts, most)
     ends = np.cumsum(sizes)
     row = members.rows[np.repeat(firsts - (ends - sizes), sizes) + np.arange(sizes.sum())]
-    query = np.repeat(np.arange(len(code)).repeat(code.shape[1]), sizes)
-    patient = index.patients[row - index.start]
-    found = _Found(query, np.repeat(distance.ravel(), sizes), row, patient)
-    allowed = (patient[:, None] != excluded[query]).all(1)
+    found = _Found(query.repeat(sizes), distance.repeat(sizes), row, layout.patients[row])
+    allowed = (found.patient[:, None] != excluded[found.query]).all(1)
     return _Found(*(values[allowed] for values in found))
 
 
@@ -215,12 +215,13 @@ def _make_index(bank: "CodeBank", parts: tuple[str, ...], mesh: Mesh) -> _Index:
     share = processes.index(jax.process_index())
     start, stop = (len(bank) * i // len(processes) for i in (share, share + 1))
     names, patients = _number_patients(bank.rows["patient_id"][start:stop])
+    leave_pages(bank.rows)
     local = mesh.local_mesh
-    layout = make_layout(lambda rows: bank.codes(parts, slice(start, stop), rows), patients, start, local)
+    layout = make_layout(lambda rows: bank.codes(parts, slice(start, stop), rows), patients, local)
     tables = make_tables([getattr(bank, f"{part}_codebook") for part in parts], int(np.prod(bank.grid)))
     with jax.enable_x64(True):
         tables = jax.device_put(tables, NamedSharding(local, PartitionSpec()))
-    return _Index(layout, tables, local, start, patients, names)
+    return _Index(layout, tables, local, start, names, np.bincount(patients).max(initial=0))
 
 
 def _processes(mesh: Mesh) -> list[int]:
@@ -229,7 +230,7 @@ def _processes(mesh: Mesh) -> list[int]:
 
 def _number_patients(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted patient ids, and the number [n] of each row's. Rows of a patient mostly stand together: few are sorted."""
-    heads = np.flatnonzero(np.concatenate([np.ones(min(len(ids), 1), bool), ids[1:] != ids[:-1]]))
+    heads = run_starts(ids)
     names, numbers = np.unique(ids[heads], return_inverse=True)
     return names, np.repeat(numbers, np.diff(heads, append=len(ids))).astype(np.int32)
 
@@ -250,16 +251,16 @@ def _patient_numbers(names: np.ndarray, exclude: Sequence[str] | np.ndarray | No
     return numbers
 
 
-def _table_rows(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
-    """Rows int32 [Q,positions] of the tables to look up: queries' indices; the row of zeros where cells is False."""
-    rows, offset = [], 0
+def _table_columns(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
+    """Columns int32 [Q,positions] of the tables to look up: queries' indices; the one of zeros where cells is False."""
+    columns, offset = [], 0
     for part, query in queries.items():
-        rows.append(query.reshape(len(query), query.shape[1] * query.shape[2]).astype(np.int32) + offset)
+        columns.append(query.reshape(len(query), query.shape[1] * query.shape[2]).astype(np.int32) + offset)
         offset += len(getattr(bank, f"{part}_codebook"))
-    table_rows = np.concatenate(rows, 1)
+    table_columns = np.concatenate(columns, 1)
     if cells is not None:
-        table_rows[:, ~np.tile(np.asarray(cells).ravel(), len(queries))] = offset
-    return table_rows
+        table_columns[:, ~np.tile(np.asarray(cells).ravel(), len(queries))] = offset
+    return table_columns
 
 
 def _check(

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import FULL, no_space
 from decomp_jax.training.state import State
 
 KEPT = 2
+PARAMETERS, META = "parameters.npz", "meta.json"  # an exported run
 
 
 def digest(tree: Any) -> str:
@@ -159,10 +163,13 @@ logging.getLogger("absl").addFilter(_not_a_traceback_of_orbax)
 
 
 def restore_for_inference(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"params", "batch_stats", ...} as NumPy arrays, meta) of a run's newest whole checkpoint.
+    """({"params", "batch_stats", "codebook_stats", ...} as NumPy arrays, meta) of a run's newest whole checkpoint, or
+    of an exported run.
 
-    Raises UserError if the run has none.
+    Raises UserError if there is none.
     """
+    if (Path(workdir) / PARAMETERS).is_file():
+        return _read_exported(Path(workdir))
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir}: no checkpoints here; train with `python train.py --workdir={workdir}` first")
     checkpoints = Checkpoints(workdir)
@@ -171,3 +178,24 @@ def restore_for_inference(workdir: str | Path) -> tuple[dict[str, Any], dict[str
     if found is None:
         raise UserError(f"{workdir}/checkpoints: no whole checkpoint; train until the first one is written")
     return found
+
+
+def write_exported(folder: str | Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+    """A run that `restore_for_inference` reads, without its optimiser: NumPy arrays and JSON, a few MB."""
+    Path(folder).mkdir(parents=True)
+    kept = {name: state[name] for name in ("params", "batch_stats", "codebook_stats")}
+    np.savez_compressed(Path(folder) / PARAMETERS, **flatten_dict(kept, sep="/"))
+    (Path(folder) / META).write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def _read_exported(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with np.load(folder / PARAMETERS) as arrays:
+            state = unflatten_dict(dict(arrays), sep="/")
+        meta = json.loads((folder / META).read_text())
+        whole = all(digest(state[name]) == meta["digests"][name] for name in ("params", "batch_stats"))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{folder}: damaged ({error}); export or copy it again") from error
+    if not whole:
+        raise UserError(f"{folder}: {PARAMETERS} and {META} do not belong together; export or copy it again")
+    return state, meta

@@ -21,6 +21,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.files import replacing
 from decomp_jax.mesh import check_batch_size, data_mesh
 from decomp_jax.models.network import DecompositionNet
+from decomp_jax.provenance import source_commit
 from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, check_finite
 from decomp_jax.training.state import State, create_state, make_optimizer
@@ -47,6 +48,7 @@ def run(config: Config, workdir: str | Path) -> None:
         "config": config.to_dict(),
         "settings": dataset.settings.to_json(),
         "data_digest": dataset.digest,
+        "commit": source_commit(),
     }
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.config.jax_compilation_cache_dir is None:

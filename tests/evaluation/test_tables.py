@@ -48,6 +48,8 @@ def test_segmentation_dice_is_that_of_the_patients_volumes(query: SliceSet) -> N
 def test_auroc_of_the_abnormality_score(query: SliceSet) -> None:
     noisy = dataclasses.replace(query, abnormality=query.abnormality + np.random.default_rng(0).normal(size=len(query)))
     assert abnormality_table(noisy)["auroc"].mean == pytest.approx(roc_auc_score(query.lesion, noisy.abnormality))
+    probable = roc_auc_score(query.lesion, noisy.lesion_probability)
+    assert abnormality_table(noisy)["auroc of lesion probability"].mean == pytest.approx(probable) == 1
     assert abnormality_table(dataclasses.replace(query, label=np.ones_like(query.label))) == {}
 
 
@@ -60,6 +62,7 @@ def test_mixed_queries_are_of_two_patients_and_lie_between_the_codes(query: Slic
     mixed = mixed_queries(query, reference, label_overlap(query, reference, settings()))
     of_a, of_b = query.rows["patient_id"][mixed.pairs].T
     assert (of_a != of_b).all()
+    np.testing.assert_array_equal(mixed.pairs[:, 0], np.flatnonzero(query.lesion))
     assert query.lesion[mixed.pairs].all()
     table = mixed_table(mixed, query)
     for target, pure, other in (

@@ -1,7 +1,9 @@
-"""Overlap of label maps against hand-worked values and scikit-learn; rankings against scikit-learn."""
+"""Overlap of label maps against worked values, scikit-learn, MedPy; rankings against scikit-learn and trec_eval."""
 
 import numpy as np
 import pytest
+import pytrec_eval
+from medpy.metric import dc
 from sklearn.metrics import average_precision_score, f1_score, ndcg_score
 
 from decomp_jax.retrieval import relevance
@@ -40,6 +42,15 @@ def test_dice_of_all_pairs_is_the_f1_score(monkeypatch: pytest.MonkeyPatch) -> N
             np.testing.assert_allclose(dice[i, j], expected, atol=1e-6)
 
 
+def test_whole_dice_is_that_of_medpy() -> None:
+    query, reference = random_labels(5, seed=1), random_labels(7, seed=2)
+    whole = np.asarray(relevance.whole_dice(query, reference))
+    for i, a in enumerate(query):
+        for j, b in enumerate(reference):
+            expected = dc(a, b) if a.any() or b.any() else np.nan
+            np.testing.assert_allclose(whole[i, j], expected, atol=1e-6)
+
+
 def test_pairs_without_any_class_are_undefined_or_zero() -> None:
     empty = np.zeros((1, 4, 4), np.uint8)
     dice = relevance.class_dice(empty, empty, classes=2)
@@ -62,6 +73,9 @@ def test_nearest_breaks_ties_by_row_and_marks_missing_hits() -> None:
     excluded = np.array([[False, False, False, True], [True, True, True, False]])
     rows = relevance.nearest(distances, excluded=excluded, k=5)
     np.testing.assert_array_equal(rows, [[1, 2, 0, -1, -1], [3, -1, -1, -1, -1]])
+    unknown = np.array([[np.nan, 1.0, np.inf], [np.nan, np.nan, np.nan]])
+    rows = relevance.nearest(unknown, excluded=np.zeros((2, 3), bool), k=2)
+    np.testing.assert_array_equal(rows, [[1, -1], [-1, -1]])
 
 
 def test_one_hit_per_patient_keeps_the_nearest_of_each() -> None:
@@ -91,6 +105,26 @@ def test_ndcg_and_average_precision_agree_with_scikit_learn(k: int) -> None:
     precision = relevance.average_precision(gains > 0.7, relevant.sum(1))
     expected = [average_precision_score(relevant[i], -distances[i]) for i in range(7)]
     np.testing.assert_allclose(precision, expected)
+
+
+def test_rankings_agree_with_trec_eval() -> None:
+    """Relevance in hundredths, as trec_eval knows whole numbers; a hit counts from 70 of them."""
+    rng = np.random.default_rng(0)
+    truth, distances = rng.integers(0, 101, (7, 30)), rng.random((7, 30))
+    none = np.zeros(truth.shape, bool)
+    gains = relevance.gains_of(truth.astype(float), relevance.nearest(distances, excluded=none, k=30))
+    ideal = -np.sort(-truth, axis=1)
+    ours = {
+        **{f"ndcg_cut_{k}": relevance.ndcg(gains, ideal, k) for k in (5, 10)},
+        **{f"P_{k}": relevance.mean_gain((gains >= 70).astype(float), k) for k in (1, 5, 10)},
+        "map": relevance.average_precision(gains >= 70, (truth >= 70).sum(1)),
+    }
+    known = {str(i): {str(j): int(value) for j, value in enumerate(row)} for i, row in enumerate(truth)}
+    ranked = {str(i): {str(j): -float(value) for j, value in enumerate(row)} for i, row in enumerate(distances)}
+    judge = pytrec_eval.RelevanceEvaluator(known, {"ndcg_cut.5,10", "P.1,5,10", "map"}, relevance_level=70)
+    theirs = judge.evaluate(ranked)
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, [theirs[str(i)][name] for i in range(7)], err_msg=name)
 
 
 def test_recall_of_the_ideal_counts_equals_and_skips_the_irrelevant() -> None:

@@ -34,6 +34,18 @@ def test_interval_agrees_with_scipy() -> None:
         assert ours.mean == pytest.approx(means[:, column].mean())
 
 
+def test_paired_difference_agrees_with_scipy() -> None:
+    patient, values = slices()
+    bootstrap = Bootstrap.of(patient, samples=20000, seed=1)
+    point, resampled = bootstrap.macro(values)
+    ours = interval(point[1] - point[0], resampled[:, 1] - resampled[:, 0])
+    scipys = scipy.stats.bootstrap(
+        tuple(bootstrap.patient_means(values).T), lambda a, b, axis: b.mean(axis) - a.mean(axis), paired=True,
+        n_resamples=20000, method="percentile", rng=2,
+    )
+    np.testing.assert_allclose(ours[1:], scipys.confidence_interval, atol=0.02)
+
+
 def test_paired_difference_is_surer_than_the_two_apart() -> None:
     patient, values = slices()
     point, resampled = Bootstrap.of(patient).macro(values)
