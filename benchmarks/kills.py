@@ -35,7 +35,7 @@ from decomp_jax.training import loop
 
 CONFIG = Config(
     model=ModelConfig(widths=(4, 4), code_dim=4, codebook_size=8, own_blocks=1, spade_width=4, dtype="float32"),
-    train=TrainConfig(steps=60, warmup_steps=10, ramp_steps=5, batch_size=4, checkpoint_every=2, log_every=1, eval_every=0),
+    train=TrainConfig(steps=40, warmup_steps=10, ramp_steps=5, batch_size=4, checkpoint_every=3, log_every=1, eval_every=0),
 )
 SPLIT = "train"  # encoded: the most slices
 POLL_SECONDS = 0.002
