@@ -15,6 +15,7 @@ PAPER = Config(
     weights=LossWeights(
         codebook_normal=1.0,
         codebook_abnormal=1.0,
+        commitment_normal=0.25,
         nothing=0.0,
         layout=0.0,
         structure=0.0,

@@ -45,11 +45,11 @@ class LossWeights:
 
     codebook_normal: float = 0.0
     codebook_abnormal: float = 0.0
-    commitment_normal: float = 0.25
+    commitment_normal: float = 1.0
     commitment_abnormal: float = 0.25
     nothing: float = 1.0
     layout: float = 1.0
-    structure: float = 1.0
+    structure: float = 4.0
     discrimination: float = 0.0
     generalized_dice: float = 0.0
     soft_dice: float = 5.0

@@ -15,8 +15,9 @@ from decomp_jax.types import Outputs, Targets
 
 # Channels of z_e_abnormal that carry the layout have this length in a cell full of one class.
 LAYOUT_SCALE = 10.0
-# Deviations of local contrast in the channels of z_e_normal that carry the structure.
-STRUCTURE_SCALE = 2.0
+# Deviation of local contrast in the channels of z_e_normal that carry the structure. Beside LAYOUT_SCALE it decides what
+# the two codes weigh where their distances are added up: at 1, a mix of two images keeps about as much of either.
+STRUCTURE_SCALE = 1.0
 
 
 def objective(

@@ -10,6 +10,8 @@ from decomp_jax.models.convolution import convolve
 
 BATCH_NORM_DECAY = 0.95
 he_init = nn.initializers.he_normal()
+# Half of He's deviation: the normal code starts at the length that its structure has.
+half_init = nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
 # Small first outputs: He initialisation of the last convolution spends hundreds of steps on shrinking it.
 small_init = nn.initializers.variance_scaling(0.02, "fan_in", "truncated_normal")
 

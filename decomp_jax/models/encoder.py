@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from decomp_jax.models.blocks import BatchNorm, ResBlock, activation, average_pool, conv
+from decomp_jax.models.blocks import BatchNorm, ResBlock, activation, average_pool, conv, half_init, he_init
 
 
 class Encoder(nn.Module):
@@ -42,4 +42,5 @@ class Encoder(nn.Module):
         for i, features in enumerate(blocks):
             x = self._down(x, features, f"{path}_block_{i}", train)
         x = activation(BatchNorm(self.dtype, name=f"{path}_norm")(x, train=train))
-        return conv(self.code_dim, dtype=self.dtype, name=f"{path}_conv")(x).astype(jnp.float32)
+        init = half_init if path == "normal" else he_init
+        return conv(self.code_dim, dtype=self.dtype, init=init, name=f"{path}_conv")(x).astype(jnp.float32)
