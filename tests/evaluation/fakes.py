@@ -71,6 +71,7 @@ class FakeDecomposer:
     model_digest: str = "m" * 64
     data_digest: str = "d" * 64
     config: Config = Config()
+    grid: int = GRID[0]
 
     @property
     def normal_codebook(self) -> np.ndarray:
@@ -97,3 +98,5 @@ class FakeDecomposer:
             z_e_normal=z_e_normal[..., None], z_e_abnormal=z_e_abnormal[..., None],
             abnormality=z_e_abnormal.max((1, 2)),
         )
+
+    encode = decompose
