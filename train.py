@@ -39,6 +39,7 @@ def parse(argv: list[str]) -> Config:
 
 def main() -> None:
     config = parse(sys.argv)
+    mesh.keep_host_memory()
     mesh.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     loop.run(config, _WORKDIR.value)
 

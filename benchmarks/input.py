@@ -24,7 +24,7 @@ from decomp_jax.config import DataConfig
 from decomp_jax.data.pipeline import TRAIN_FIELDS, train_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.data.schema import Settings
-from decomp_jax.mesh import data_mesh, to_global
+from decomp_jax.mesh import data_mesh, keep_host_memory, to_global
 
 SLICES_A_PATIENT = 60
 
@@ -65,7 +65,7 @@ def stages(dataset: SliceDataset, batch: int, count: int, threads: int) -> dict[
     }
 
 
-def report(size: int, slices: int, batch: int, rounds: int) -> Iterator[str]:
+def report(size: int, slices: int, batch: int, rounds: int, threads: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         patients = {str(i): "train" for i in range(-(-slices // SLICES_A_PATIENT))}
         write_dataset(
@@ -75,15 +75,16 @@ def report(size: int, slices: int, batch: int, rounds: int) -> Iterator[str]:
         dataset = SliceDataset(Path(folder) / "data", "train")
         count = len(dataset) // batch
         times: dict[str, list[float]] = {}
+        reads = stages(dataset, batch, count, threads)
         for i in range(rounds + 1):
-            for name, read in stages(dataset, batch, count).items():
+            for name, read in reads.items():
                 start = time.perf_counter()
                 read()
                 if i:  # the first round fills the page cache
                     times.setdefault(name, []).append(time.perf_counter() - start)
     megabytes = size**2 * 3 / 1e6
-    yield (f"{len(dataset):,} slices of {size}x{size}, {megabytes:.2f} MB each, batches of {batch}, {os.cpu_count()} cores, "
-           f"load {os.getloadavg()[0]:.1f} at the end, {rounds} rounds.")
+    yield (f"{len(dataset):,} slices of {size}x{size}, {megabytes:.2f} MB each, batches of {batch}, {threads} threads, "
+           f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, {rounds} rounds.")
     yield "\n| stage | slices/s | MB/s |\n|---|---|---|"
     for name, values in times.items():
         rates = count * batch / np.array(values)
@@ -96,9 +97,11 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=DataConfig.read_threads, help="config.data.read_threads")
     parser.add_argument("--write", type=Path, help="document whose measured part to replace")
     flags = parser.parse_args()
-    lines = list(report(flags.size, flags.slices, flags.batch, flags.rounds))
+    keep_host_memory()  # as train.py does
+    lines = list(report(flags.size, flags.slices, flags.batch, flags.rounds, flags.threads))
     print("\n".join(lines))
     if flags.write:
         write_measured(flags.write, "input", lines)

@@ -37,13 +37,14 @@ from torch_peer import Trainer, from_flax, torch_name
 
 from decomp_jax.data.augment import augment
 from decomp_jax.losses.objective import objective
-from decomp_jax.mesh import data_mesh, replicated, sharded
+from decomp_jax.mesh import data_mesh, keep_host_memory, replicated, sharded
 from decomp_jax.models.convolution import convolve
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.training.state import create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step, update_codebooks
 from decomp_jax.types import Outputs, Targets
 
+keep_host_memory()  # as train.py does, before the devices are used; PyTorch's memory is kept, too
 ON_GPU = jax.default_backend() == "gpu"
 DEVICE = "cuda" if ON_GPU else "cpu"
 CASES = ("configs/brats.py,256,240",) if ON_GPU else (
