@@ -170,6 +170,7 @@ def lane(seed: int, kills: int, config: Config, work: Path, expected: Undisturbe
         tally[phase] += 1
         tally[signal.Signals(number).name] += 1
         tally["kills"] += 1
+        print(f"lane {seed}: kill {tally['kills']}, {phase}, {signal.Signals(number).name}", file=sys.stderr)
 
     while tally["kills"] < kills:
         name = f"lane{seed}-run{tally['runs']}"

@@ -34,7 +34,8 @@ def work(phantom, tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     run("train.py", *TINY, f"--workdir={folder}/run", f"--config.data.dir={phantom}")
     for split in ("query", "reference"):
-        run("evaluate.py", "encode", f"--workdir={folder}/run", f"--data={phantom}", f"--split={split}", f"--out={folder}/{split}")
+        done = run("evaluate.py", "encode", f"--workdir={folder}/run", f"--data={phantom}", f"--split={split}", f"--out={folder}/{split}")
+        assert "WARNING:absl" not in done.stderr
     return folder
 
 
