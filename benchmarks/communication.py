@@ -4,8 +4,8 @@
         [--images_per_second=2000] [--gigabytes_per_second=50] [--latency_us=20]
 
 Compiles the step for fake devices and adds up the collectives of the program that comes out. The prediction: a ring
-all-reduce of B bytes over N chips takes 2 (N-1)/N B / bandwidth, each collective starts `latency_us` late, nothing of it
-is hidden behind computing, and a chip computes `images_per_second` whatever its share of the batch.
+all-reduce of B bytes over N chips takes 2 (N-1)/N B / bandwidth, each collective starts `latency_us` late, nothing of
+it is hidden behind computing, and a chip computes `images_per_second` whatever its share of the batch.
 """
 
 import argparse

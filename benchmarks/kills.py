@@ -35,7 +35,9 @@ from decomp_jax.training import loop
 
 CONFIG = Config(
     model=ModelConfig(widths=(4, 4), code_dim=4, codebook_size=8, own_blocks=1, spade_width=4, dtype="float32"),
-    train=TrainConfig(steps=40, warmup_steps=10, ramp_steps=5, batch_size=4, checkpoint_every=3, log_every=1, eval_every=0),
+    train=TrainConfig(
+        steps=40, warmup_steps=10, ramp_steps=5, batch_size=4, checkpoint_every=3, log_every=1, eval_every=0
+    ),
 )
 SPLIT = "train"  # encoded: the most slices
 POLL_SECONDS = 0.002
@@ -234,7 +236,8 @@ def main() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         data = args.data or str(work / "phantom")
         if not args.data:
-            subprocess.run([sys.executable, "-m", "data_prep", "phantom", "--out", data, "--patients", "10"], check=True)
+            command = [sys.executable, "-m", "data_prep", "phantom", "--out", data, "--patients=10"]
+            subprocess.run(command, check=True)
         config = dataclasses.replace(CONFIG, data=DataConfig(data, read_threads=2))
         expected = undisturbed(config, work)
         print(f"undisturbed: {expected.start:.1f} s to start, {expected.train:.1f} s of steps, "

@@ -4,8 +4,8 @@
         --config.train.steps=1000
 
 Variants are those of configs/ablations.py; the first is what the others are compared with. Any `--config.` flag goes to
-all of them. Each leaves its run and train.log in DIR/VARIANT, the comparison is in DIR. The same command goes on where a
-stopped one ended: finished runs are taken as they are. Start it in the repository's folder.
+all of them. Each leaves its run and train.log in DIR/VARIANT, the comparison is in DIR. The same command goes on where
+a stopped one ended: finished runs are taken as they are. Start it in the repository's folder.
 """
 
 import argparse

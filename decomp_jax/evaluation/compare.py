@@ -1,4 +1,4 @@
-"""`evaluate.py compare`: the same measures for several runs, and their differences to the first, on validation patients.
+"""`evaluate.py compare`: the same measures of several runs, and their differences to the first, on validation patients.
 
 Models are chosen with this, so query patients stay unseen. Each validation slice is searched among those of other
 patients, as validation does in training.
