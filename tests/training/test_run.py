@@ -328,6 +328,7 @@ def test_eight_devices_equal_one(finished, by_eight):
     assert_same_run(by_eight, finished)
 
 
+@pytest.mark.long  # and of use on an idle machine alone: gloo gives up when a process waits 30 s for the other
 def test_two_processes_equal_one(phantom, finished, by_eight, tmp_path):
     """Two processes of two devices each train, and encode and search with the run of eight, as one device does."""
     with socket.socket() as free:
