@@ -38,6 +38,10 @@ def export_run(workdir: str | Path, data: str | Path, report: str | Path, out: s
     meta["data"] = {name: manifest[name] for name in ("patients", "slices", "splits", "source")}
     meta["config"]["data"]["dir"] = ""  # a path of this machine; the digest names the data
     meta.setdefault("commit", f"{source_commit()}, at export: the run recorded none")
+    start = meta["config"]["train"]["init_from"]
+    if start and Path(start).is_dir():
+        before = restore_for_inference(start)[1]
+        meta["started_from"] = {name: before.get(name) for name in ("step", "config", "data", "data_digest", "commit")}
     write_exported(out, state, meta)
     (Path(out) / CARD).write_text(model_card(Path(out).name, meta, metrics))
 
@@ -57,6 +61,8 @@ def model_card(name: str, meta: dict[str, Any], metrics: dict[str, Any]) -> str:
     tested = metrics["provenance"]["data_digest"]
     where = "held-out patients of the data it was trained on" if tested == meta["data_digest"] else "other data"
     start = f"the parameters of {Path(config.train.init_from).name}" if config.train.init_from else "scratch"
+    if before := meta.get("started_from"):
+        start += f""" ({before["step"]:,} steps on data `{before["data_digest"][:16]}`, commit {before["commit"]})"""
     return f"""# {name}
 
 A network trained by this repository, without its optimiser. It stands wherever a run does:
@@ -67,8 +73,8 @@ A network trained by this repository, without its optimiser. It stands wherever 
 
 ## What it reads and says
 
-- Images: {settings.source}, {settings.size}x{settings.size} pixels, {", ".join(settings.modalities)}; prepared by
-  `python -m data_prep` alike, else it refuses them.
+- Images: {settings.source}, {settings.size}x{settings.size} pixels, {", ".join(settings.modalities)}. It refuses
+  images that `python -m data_prep` prepared otherwise.
 - Two grids of codes, {config.model.codebook_size} codes of {config.model.code_dim} numbers each: anatomy as it would
   look healthy, and abnormality. Labels: {", ".join(settings.lesion_classes)}.
 
@@ -76,15 +82,16 @@ A network trained by this repository, without its optimiser. It stands wherever 
 
 - Data: {data["patients"]:,} patients, {data["slices"]:,} slices ({splits} patients); {settings.source}, {made};
   digest `{meta["data_digest"][:16]}`.
-- Training: {meta["step"]:,} steps of {config.train.batch_size} slices from {start}, seed {config.train.seed}. All
-  settings are in `meta.json`.
+- Training: {meta["step"]:,} steps of {config.train.batch_size} slices, seed {config.train.seed}, from
+  {start}. All settings are in `meta.json`.
 - Code: commit {meta["commit"]}.
 
 ## What was measured
 
 {queries["slices"]:,} slices of {queries["patients"]:,} patients asked, {references["slices"]:,} slices of
-{references["patients"]:,} patients searched: {where} (digest `{tested[:16]}`). Means over patients with 95 % bootstrap
-intervals; `evaluate.py report` gives all tables.
+{references["patients"]:,} patients searched:
+{where} (digest `{tested[:16]}`).
+Means over patients with 95 % bootstrap intervals; `evaluate.py report` gives all tables.
 
 {_numbers(metrics)}
 ## What it is not for
