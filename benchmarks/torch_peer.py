@@ -283,6 +283,18 @@ def similarity_loss(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((pred - target) ** 2).mean() + 1 - ssim(pred, target).mean()
 
 
+def structure_loss(z_e: Tensor, image: Tensor, healthy: Tensor) -> Tensor:
+    """The first channels of z_e beside the local contrast of 4 x 4 pieces of each cell (of 32 channels or 64)."""
+    size, grid = image.shape[-1], z_e.shape[-1]
+    at = torch.arange(size, device=image.device)
+    window = torch.exp(-0.5 * ((at[:, None] - at) / (size / 16)) ** 2)
+    window = window / window.sum(1, keepdim=True)
+    mean, square = window @ image @ window.T, window @ image.square() @ window.T
+    contrast = (image - mean) / ((square - mean.square()).clamp(min=0) + 1e-3).sqrt()
+    pieces = [F.pixel_unshuffle(F.avg_pool2d(x, size // (4 * grid)), 4) for x in (contrast, healthy)]
+    return (pieces[1] * (z_e[:, : pieces[0].shape[1]] - pieces[0]).square()).sum(1).mean()
+
+
 def losses(out: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
     """The terms of the recommended objective (`LossWeights()`)."""
     label, logits = targets["label"], out["seg_logits"]
@@ -302,6 +314,7 @@ def losses(out: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tens
         "commitment_abnormal": (lesion_cells * (abnormal - out["lesion_code"]).square().sum(1)).mean(),
         "nothing": ((fraction == 0) * abnormal.square().sum(1)).mean(),
         "layout": ((fraction > 0) * (abnormal[:, : layout.shape[1]] - layout).square().sum(1)).mean(),
+        "structure": structure_loss(out["normal"], targets["background"], healthy),
         "soft_dice": 1 - (2 * shared / (total + 1e-5)).mean(),
         "cross_entropy": F.cross_entropy(logits, label),
         "reconstruction_minus": similarity_loss(x_minus, targets["background"], healthy),
