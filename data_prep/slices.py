@@ -28,7 +28,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from decomp_jax.data.schema import FORMAT_VERSION, SLICE_COLUMNS, SPLITS, Settings
+from decomp_jax.data.schema import FORMAT_VERSION, SPLITS, Settings
 from decomp_jax.errors import UserError
 
 MIN_CONTENT = 0.01  # share of pixels other than 0 from which equal images can't be chance
