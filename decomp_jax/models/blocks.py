@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from decomp_jax.models.convolution import convolve
+from decomp_jax.models.convolution import convolve, convolve_and_pool, upsample_and_convolve
 
 BATCH_NORM_DECAY = 0.95
 he_init = nn.initializers.he_normal()
@@ -20,21 +20,8 @@ def activation(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return nn.leaky_relu(x, 0.2)
 
 
-def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-
-
-def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Nearest neighbour, by broadcasting."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-
-
-def conv(features: int, size: int = 3, *, dtype: jnp.dtype, init: Callable = he_init, name: str | None = None) -> nn.Conv:
-    return nn.Conv(
-        features, (size, size), dtype=dtype, kernel_init=init, name=name, conv_general_dilated=convolve
-    )
+def conv(features: int, size: int = 3, *, convolution: Callable = convolve, init: Callable = he_init, **options) -> nn.Conv:
+    return nn.Conv(features, (size, size), kernel_init=init, conv_general_dilated=convolution, **options)
 
 
 class BatchNorm(nn.Module):
@@ -59,21 +46,24 @@ class ResBlock(nn.Module):
 
     Attributes:
         norm: makes a normalisation; called as norm(x, *condition, train=...), so BatchNorm and Spade both fit.
+        pool: averages the result over each 2x2 pixels, as Table A.1 does after a block.
     """
 
     features: int
     norm: Callable[[], nn.Module]
     dtype: jnp.dtype
+    pool: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *condition: Array, train: bool) -> Float[Array, "b h w f"]:
+    def __call__(self, x: Float[Array, "b h w c"], *condition: Array, train: bool) -> Float[Array, "b h2 w2 f"]:
+        last = convolve_and_pool if self.pool else convolve
         h = x
-        for _ in range(2):
-            h = conv(self.features, dtype=self.dtype)(activation(self.norm()(h, *condition, train=train)))
-        skip = x if x.shape[-1] == self.features else nn.Conv(
-            self.features, (1, 1), use_bias=False, dtype=self.dtype, kernel_init=he_init, name="skip"
-        )(x)
-        return skip + h
+        for convolution in (convolve, last):
+            h = activation(self.norm()(h, *condition, train=train))
+            h = conv(self.features, convolution=convolution, dtype=self.dtype)(h)
+        if x.shape[-1] != self.features:
+            return h + conv(self.features, 1, convolution=last, use_bias=False, dtype=self.dtype, name="skip")(x)
+        return h + (nn.avg_pool(x, (2, 2), (2, 2)) if self.pool else x)
 
 
 class UpBlock(nn.Module):
@@ -84,7 +74,7 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
-        return conv(self.features, dtype=self.dtype)(upsample(x))
+        return conv(self.features, convolution=upsample_and_convolve, dtype=self.dtype)(x)
 
 
 class Stem(nn.Module):

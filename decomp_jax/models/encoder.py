@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from decomp_jax.models.blocks import BatchNorm, ResBlock, activation, average_pool, conv, half_init, he_init
+from decomp_jax.models.blocks import BatchNorm, ResBlock, activation, conv, half_init, he_init
+from decomp_jax.models.convolution import convolve_and_pool
 
 
 class Encoder(nn.Module):
@@ -29,14 +30,14 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Array, "b h w d"], Float[Array, "b h w d"]]:
         first, *blocks = self.widths
         shared = len(blocks) - self.own_blocks
-        x = average_pool(conv(first, 5, dtype=self.dtype, name="conv")(image.astype(self.dtype)))
+        x = conv(first, 5, convolution=convolve_and_pool, dtype=self.dtype, name="conv")(image.astype(self.dtype))
         for i, features in enumerate(blocks[:shared]):
             x = self._down(x, features, f"block_{i}", train)
         return tuple(self._head(x, blocks[shared:], path, train) for path in ("normal", "abnormal"))
 
     def _down(self, x: Array, features: int, name: str, train: bool) -> Array:
         norm = functools.partial(BatchNorm, self.dtype)
-        return average_pool(ResBlock(features, norm, self.dtype, name=name)(x, train=train))
+        return ResBlock(features, norm, self.dtype, pool=True, name=name)(x, train=train)
 
     def _head(self, x: Array, blocks: list[int], path: str, train: bool) -> Float[Array, "b h w d"]:
         for i, features in enumerate(blocks):

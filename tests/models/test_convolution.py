@@ -1,28 +1,39 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decomp_jax.models.convolution import convolve
+from decomp_jax.models.convolution import convolve, convolve_and_pool, upsample_and_convolve
 
 
-@pytest.mark.parametrize("size,inputs,outputs", [(3, 8, 8), (3, 3, 16), (5, 8, 4), (5, 1, 8), (3, 16, 40)])
-def test_narrow_convolutions_equal_xla(size, inputs, outputs):
+def by_xla(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def pooled_by_xla(x, kernel):
+    return nn.avg_pool(by_xla(x, kernel), (2, 2), (2, 2))
+
+
+def upsampled_by_xla(x, kernel):
+    return by_xla(x.repeat(2, 1).repeat(2, 2), kernel)
+
+
+ORACLES = {convolve: by_xla, convolve_and_pool: pooled_by_xla, upsample_and_convolve: upsampled_by_xla}
+
+
+@pytest.mark.parametrize("convolution", ORACLES, ids=lambda convolution: convolution.__name__)
+@pytest.mark.parametrize("size,inputs,outputs", [(1, 4, 8), (3, 8, 8), (3, 3, 16), (5, 8, 4), (5, 1, 8), (3, 16, 40)])
+def test_equal_to_its_definition(convolution, size, inputs, outputs):
     """Values and both gradients; the last is too wide to be folded."""
     rng = np.random.default_rng(0)
-    x, kernel, weight = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((2, 12, 32, inputs), (size, size, inputs, outputs), (2, 12, 32, outputs))
-    )
-
-    def oracle(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    def gradients(convolution):
-        return jax.grad(lambda x, kernel: (weight * convolution(x, kernel)).sum(), (0, 1))(x, kernel)
-
-    np.testing.assert_allclose(convolve(x, kernel), oracle(x, kernel), rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(gradients(convolve), gradients(oracle)):
+    x = jnp.asarray(rng.normal(size=(2, 12, 32, inputs)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, inputs, outputs)), jnp.float32)
+    expected, backward = jax.vjp(ORACLES[convolution], x, kernel)
+    found, our_backward = jax.vjp(convolution, x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    weight = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for ours, theirs in zip(our_backward(weight), backward(weight), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 

@@ -14,7 +14,7 @@ from decomp_jax.models.spade import masked_logits, resize_nearest
 
 PAPER = ModelConfig(own_blocks=0, dtype="float32")
 SMALL = ModelConfig(widths=(4, 8), code_dim=4, codebook_size=6, own_blocks=1, spade_width=4, dtype="float32")
-TABLE_A1 = [(32, 256), (64, 128), (128, 64), (256, 32), (512, 16)]  # channels, size, before each average pool
+TABLE_A1 = [(32, 256), (64, 128), (128, 64), (256, 32), (512, 16)]  # channels, size before the average pool, which is one with the convolution before it
 TABLE_A2 = [(512, 8), (256, 16), (128, 32), (64, 64), (32, 128), (16, 256)]
 
 
@@ -46,9 +46,8 @@ def shape_of(variables, *path):
 
 def test_encoder_follows_table_a1(paper_shapes):
     outputs, variables = paper_shapes
-    assert shape_of(variables, "encoder", "conv") == (2, 256, 256, 32)
-    for i, (channels, size) in enumerate(TABLE_A1[1:]):
-        assert shape_of(variables, "encoder", f"block_{i}") == (2, size, size, channels)
+    for name, (channels, size) in zip(("conv", "block_0", "block_1", "block_2", "block_3"), TABLE_A1, strict=True):
+        assert shape_of(variables, "encoder", name) == (2, size // 2, size // 2, channels)
     assert outputs.latents.normal.shape == outputs.latents.abnormal.shape == (2, 8, 8, 64)
 
 
