@@ -1,6 +1,6 @@
 """Time and memory of the report's numbers as the references grow: every method ranked, every measure taken.
 
-    python benchmarks/evaluation.py [--queries 1000] [--references 1000 4000 16000] [--size 64]
+    python benchmarks/evaluation.py [--queries 1000] [--references 1000 4000 16000] [--size 64] [--write docs/evaluation.md]
 
 Synthetic slices go through the report's own code: rankers, scores, mixed queries, tables. Encoding and drawing, which
 grow with the slices and not with their pairs, are left out. Each size runs in a process of its own; memory is what
@@ -11,13 +11,16 @@ of slices.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
+from common import write_measured
 
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
 from decomp_jax.evaluation import scores, tables
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--references", type=int, nargs="+", default=[1000, 4000, 16_000])
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--write", type=Path, help="document whose measured part to replace")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -106,11 +110,17 @@ def main() -> None:
         growth = f"{taken['work'] / last:.1f}" if last else ""
         lines.append(f"| {references:,} | {times} | {growth} | {taken['bytes'] / 2**30:.2f} GiB |")
         last = taken["work"]
-    print(f"{args.queries:,} queries, {args.size} px, {taken['device']}")
-    print("| references | rank and score | tables | mixed queries | total | processor | times the line above | memory |")
-    print("|---|---|---|---|---|---|---|---|", *lines, sep="\n")
     hours = (taken[name] * FULL**2 / (args.queries * args.references[-1]) / 3600 for name in ("total", "work"))
-    print("{:,} queries among as many references: {:.1f} h, {:.1f} h of processor time".format(FULL, *hours))
+    report = [
+        f"{args.queries:,} queries, {args.size} px, {taken['device']}, {os.cpu_count()} cores\n",
+        "| references | rank and score | tables | mixed queries | total | processor | times the line above | memory |",
+        "|---|---|---|---|---|---|---|---|",
+        *lines,
+        "\n{:,} queries among as many references: {:.1f} h, {:.1f} h of processor time".format(FULL, *hours),
+    ]
+    print(*report, sep="\n")
+    if args.write:
+        write_measured(args.write, "evaluation", report)
 
 
 if __name__ == "__main__":

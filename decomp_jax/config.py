@@ -14,6 +14,9 @@ class ModelConfig:
 
     Attributes:
         widths: encoder channels at full, half, quarter ... resolution (Table A.1); the code grid is size / 2^len(widths).
+        encoder_widening: the encoder has this many times `widths` channels, the decoders `widths` (1 in the paper).
+        full_resolution_block: the encoder has a residual block before its first average pool (none in the paper, so
+            that nothing but a linear filter sees single pixels).
         code_dim: D, channels of a code.
         codebook_size: K, codes of each codebook.
         own_blocks: last residual blocks that the abnormal path does not share with the normal one (0 in the paper).
@@ -28,6 +31,8 @@ class ModelConfig:
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    encoder_widening: int = 1
+    full_resolution_block: bool = False
     code_dim: int = 64
     codebook_size: int = 512
     own_blocks: int = 2
@@ -178,6 +183,7 @@ def _check(config: Config) -> None:
         "config.train.checkpoint_every": config.train.checkpoint_every >= 1,
         "config.train.learning_rate": config.train.learning_rate > 0,
         "config.model.widths": len(config.model.widths) >= 1,
+        "config.model.encoder_widening": config.model.encoder_widening >= 1,
         "config.model.own_blocks": 0 <= config.model.own_blocks < len(config.model.widths),
         "config.model.codebook_size": 2 <= config.model.codebook_size <= 65_536,
         "config.model.codebook_decay": _trained_one_way(config),

@@ -1,7 +1,8 @@
-"""Files that are whole or absent, and disks that are full."""
+"""Files that are whole or absent, disks that are full, and folders in use."""
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,23 @@ def disk_space(path: str | os.PathLike) -> Iterator[None]:
         if error.errno in FULL:
             raise no_space(path, os.strerror(error.errno)) from error
         raise
+
+
+@contextlib.contextmanager
+def in_use(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps a second program from writing to `folder`, until the block or the process ends.
+
+    Raises UserError if another has it. A file system without locks is trusted.
+    """
+    with open(os.path.join(folder, ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: in use by another program; wait for its end, or take another folder") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+        yield
 
 
 def no_space(path: str | os.PathLike, reason: str) -> UserError:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from decomp_jax.models.blocks import BatchNorm, ResBlock, activation, conv, half_init, he_init
-from decomp_jax.models.convolution import convolve_and_pool
+from decomp_jax.models.convolution import convolve, convolve_and_pool
 
 
 class Encoder(nn.Module):
@@ -16,10 +16,12 @@ class Encoder(nn.Module):
     Attributes:
         widths: channels at full, half, quarter ... resolution.
         code_dim: D.
+        full_resolution_block: a residual block before the first average pool (none in Table A.1).
         own_blocks: last residual blocks of which each path has its own (0: both share all, as in Table A.1).
     """
 
     widths: tuple[int, ...]
+    full_resolution_block: bool
     code_dim: int
     own_blocks: int
     dtype: jnp.dtype
@@ -30,7 +32,10 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Array, "b h w d"], Float[Array, "b h w d"]]:
         first, *blocks = self.widths
         shared = len(blocks) - self.own_blocks
-        x = conv(first, 5, convolution=convolve_and_pool, dtype=self.dtype, name="conv")(image.astype(self.dtype))
+        convolution = convolve if self.full_resolution_block else convolve_and_pool
+        x = conv(first, 5, convolution=convolution, dtype=self.dtype, name="conv")(image.astype(self.dtype))
+        if self.full_resolution_block:
+            x = self._down(x, first, "full_block", train)
         for i, features in enumerate(blocks[:shared]):
             x = self._down(x, features, f"block_{i}", train)
         return tuple(self._head(x, blocks[shared:], path, train) for path in ("normal", "abnormal"))

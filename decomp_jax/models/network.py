@@ -23,6 +23,8 @@ class DecompositionNet(nn.Module):
     channels: int
     lesion_classes: int
     widths: tuple[int, ...]
+    encoder_widening: int
+    full_resolution_block: bool
     code_dim: int
     codebook_size: int
     own_blocks: int
@@ -38,6 +40,8 @@ class DecompositionNet(nn.Module):
             channels=channels,
             lesion_classes=lesion_classes,
             widths=config.widths,
+            encoder_widening=config.encoder_widening,
+            full_resolution_block=config.full_resolution_block,
             code_dim=config.code_dim,
             codebook_size=config.codebook_size,
             own_blocks=config.own_blocks,
@@ -53,7 +57,8 @@ class DecompositionNet(nn.Module):
         return self.size // 2 ** len(self.widths)
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.widths, self.code_dim, self.own_blocks, self.dtype)
+        encoder_widths = tuple(self.encoder_widening * width for width in self.widths)
+        self.encoder = Encoder(encoder_widths, self.full_resolution_block, self.code_dim, self.own_blocks, self.dtype)
         self.segmentation_decoder = SegmentationDecoder(self.widths, self.lesion_classes + 1, self.dtype)
         self.image_decoder = ImageDecoder(self.widths, self.channels, self.spade_width, self.dtype)
         shape = (self.codebook_size, self.code_dim)

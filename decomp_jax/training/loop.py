@@ -1,5 +1,6 @@
 """The run: restore, step, log, save, stop cleanly."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -18,12 +19,13 @@ from decomp_jax.config import Config
 from decomp_jax.data.pipeline import train_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.files import replacing
+from decomp_jax.files import in_use, replacing
 from decomp_jax.mesh import check_batch_size, data_mesh
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.provenance import source_commit
 from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, check_finite
+from decomp_jax.training.population import with_population_statistics
 from decomp_jax.training.state import State, create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step
 from decomp_jax.training.validation import Validation
@@ -35,8 +37,8 @@ def run(config: Config, workdir: str | Path) -> None:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir` if there is one.
 
     Writes config.json, metrics.jsonl, checkpoints/ and, at the end, done.json. SIGTERM and SIGUSR1 save and return.
-    Raises UserError for data or settings that can't be used, for a `workdir` that holds another run, and for a disk
-    that is full.
+    Raises UserError for data or settings that can't be used, for a `workdir` that holds another run or in which another
+    program trains, and for a disk that is full.
     """
     stop = StopSignal()
     workdir = Path(workdir)
@@ -57,6 +59,19 @@ def run(config: Config, workdir: str | Path) -> None:
         _refuse_other_run(meta, json.loads((workdir / "config.json").read_text()))
         print(f"{workdir}: done already", file=sys.stderr)
         return
+    with in_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        _run(config, workdir, dataset, mesh, model, meta, stop)
+
+
+def _run(
+    config: Config,
+    workdir: Path,
+    dataset: SliceDataset,
+    mesh: Mesh,
+    model: DecompositionNet,
+    meta: dict[str, Any],
+    stop: "StopSignal",
+) -> None:
     checkpoints = Checkpoints(workdir, writing=True)
     state = start_state(config, model, mesh, checkpoints, meta)
     if jax.process_index() == 0:
@@ -163,6 +178,9 @@ def _train(
     batches = train_batches(
         dataset, config.data, mesh, batch_size=train.batch_size, seed=train.seed, start_step=step
     )
+    settled = functools.partial(
+        with_population_statistics, dataset=dataset, model=model, mesh=mesh, batch_size=train.batch_size
+    )
     log = StepLog()
     bar = tqdm(total=train.steps, initial=step, unit="step", desc="train", disable=jax.process_index() > 0)
     with bar:
@@ -177,11 +195,13 @@ def _train(
             bar.update()
             last = step == train.steps
             evaluate = validation and (step % train.eval_every == 0 or last)
+            if last:
+                state = settled(state)
             if step % train.log_every == 0 or evaluate or last:
                 line = log.take(train.batch_size)
                 bar.set_postfix(loss=f"{line['train/loss/total']:.3f}")
                 if evaluate:
-                    values, images = validation(state)
+                    values, images = validation(state if last else settled(state))
                     line |= values
                     writer.write_images(step, images)
                 writer.write(step, line)

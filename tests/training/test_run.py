@@ -221,6 +221,8 @@ def start_slow(phantom: Path, workdir: Path) -> subprocess.Popen:
 
 def test_sigterm_saves_and_the_same_command_goes_on(phantom, finished, tmp_path):
     process = start_slow(phantom, tmp_path)
+    with pytest.raises(UserError, match="in use by another program"):
+        loop.run(config_for(phantom, checkpoint_every=100), tmp_path)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     _, errors = process.communicate("go on\n", timeout=200)
@@ -328,12 +330,42 @@ def test_eight_devices_equal_one(finished, by_eight):
     assert_same_run(by_eight, finished)
 
 
-@pytest.mark.long  # and of use on an idle machine alone: gloo gives up when a process waits 30 s for the other
-def test_two_processes_equal_one(phantom, finished, by_eight, tmp_path):
-    """Two processes of two devices each train, and encode and search with the run of eight, as one device does."""
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_checkpoint_of_eight_devices_is_read_by_fewer(phantom, finished, by_eight, tmp_path, devices):
+    run = shutil.copytree(by_eight, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "8")
+    (run / "done.json").unlink()
+    wait(start_job(devices, phantom, run, "", ""))
+    assert_same_run(run, finished)
+
+
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
+        return f"localhost:{free.getsockname()[1]}"
+
+
+@pytest.mark.long  # and of use on an idle machine alone: gloo gives up when a process waits 30 s for the other
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(phantom, tmp_path):
+    """As a cluster does that takes back one host."""
+    config = ("--config=configs/demo.py", f"--config.data.dir={phantom}", f"--workdir={tmp_path}",
+              "--config.model.widths=(4,8)", "--config.train.log_every=1", "--config.train.batch_size=4")
+    job = (f"--coordinator={free_address()}", "--processes=2")
+    processes = [start_python("train.py", *config, *job, f"--process={process}") for process in range(2)]
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        assert all(process.poll() is None for process in processes), [process.stderr.read() for process in processes]
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    told = [process.communicate(timeout=200)[1].rpartition("stopped by a signal at step ") for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    steps = {int(after.partition(";")[0]) for _, _, after in told}
+    assert steps == {restore_for_inference(tmp_path)[1]["step"]}
+
+
+@pytest.mark.long  # idle, too
+def test_two_processes_equal_one(phantom, finished, by_eight, tmp_path):
+    """Two processes of two devices each train, and encode and search with the run of eight, as one device does."""
+    coordinator = free_address()
     two = tmp_path / "two"
     wait(*(start_job(2, phantom, two, by_eight, tmp_path, coordinator, 2, process) for process in range(2)))
     assert_same_run(two, finished)
