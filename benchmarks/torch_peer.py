@@ -84,9 +84,10 @@ class Stem(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, channels: int, widths: tuple[int, ...], code: int, own_blocks: int) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], full_block: bool, code: int, own_blocks: int) -> None:
         super().__init__()
         self.conv = conv(channels, widths[0], 5)
+        self.full_block = ResBlock(widths[0], widths[0]) if full_block else nn.Identity()
         pairs = list(zip(widths, widths[1:]))
         self.shared = len(pairs) - own_blocks
         self.block = nn.ModuleList([ResBlock(*pair) for pair in pairs[: self.shared]])
@@ -96,7 +97,7 @@ class Encoder(nn.Module):
             self.add_module(f"{path}_conv", conv(widths[-1], code))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.avg_pool2d(self.conv(image), 2)
+        x = F.avg_pool2d(self.full_block(self.conv(image)), 2)
         for block in self.block:
             x = F.avg_pool2d(block(x), 2)
         heads = []
@@ -164,7 +165,8 @@ class Network(nn.Module):
         super().__init__()
         widths, code, classes = model.widths, model.code_dim, model.lesion_classes
         self.threshold = model.nothing_threshold
-        self.encoder = Encoder(model.channels, widths, code, model.own_blocks)
+        encoder_widths = tuple(model.encoder_widening * width for width in widths)
+        self.encoder = Encoder(model.channels, encoder_widths, model.full_resolution_block, code, model.own_blocks)
         self.segmentation_decoder = SegmentationDecoder(widths, code, classes + 1)
         self.image_decoder = ImageDecoder(widths, code, model.channels, model.spade_width, classes)
         for path in ("normal", "abnormal"):
