@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.mesh import split_over
-from decomp_jax.models.blocks import BATCH_NORM_DECAY
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.training.state import State
 
@@ -38,6 +37,13 @@ def with_population_statistics(
 
 @functools.partial(jax.jit, static_argnames="model")
 def _batch_statistics(params: Any, batch_stats: Any, image: jax.Array, *, model: DecompositionNet) -> Any:
-    variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, batch_stats)}
-    _, updates = model.apply(variables, image.astype(jnp.float32), quantised=1.0, train=True, mutable=["batch_stats"])
-    return jax.tree.map(lambda moved: moved / (1 - BATCH_NORM_DECAY), updates["batch_stats"])
+    """Those of one batch. The layers that serve both paintings move twice, and get the mean of the two."""
+
+    def move(moving: Any) -> Any:
+        variables = {"params": params, "batch_stats": moving}
+        return model.apply(variables, image, quantised=1.0, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    image = image.astype(jnp.float32)
+    zeros, ones = (jax.tree.map(like, batch_stats) for like in (jnp.zeros_like, jnp.ones_like))
+    moved, kept = jax.jvp(move, (zeros,), (ones,))
+    return jax.tree.map(lambda moved, kept: moved / (1 - kept), moved, kept)

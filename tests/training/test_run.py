@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 from decomp_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.encode import encode_split
 from decomp_jax.evaluation.search import search_banks
 from decomp_jax.mesh import data_mesh
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.retrieval import CodeBank
-from decomp_jax.training import loop
+from decomp_jax.training import loop, population
 from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, NotFinite, check_finite
 from decomp_jax.training.state import create_state, make_optimizer
@@ -267,6 +268,29 @@ def test_init_from_takes_the_parameters(phantom, finished, tmp_path):
     assert jax.tree.all(close)
     counts = [state["codebook_stats"]["normal"]["count"] for state in (ours, theirs)]
     assert abs(counts[0] - 0.99 * counts[1]).max() <= 0.01 * 8 * 256 + 1
+
+
+def test_population_statistics_are_what_moving_averages_come_to(phantom, finished, monkeypatch):
+    """For one batch, moved over until it no longer moves."""
+    config, dataset = config_for(phantom), SliceDataset(str(phantom), "train")
+    model = loop.make_model(config, dataset)
+    state = create_state(config, model, make_optimizer(config.train), data_mesh())
+    seen = []
+    monkeypatch.setattr(population, "IMAGES", 32)
+    monkeypatch.setattr(population, "split_over", lambda mesh, image: seen.append(image) or jnp.asarray(image))
+    settled = population.with_population_statistics(state, dataset, model=model, mesh=data_mesh(), batch_size=32)
+
+    @jax.jit
+    def move(batch_stats):
+        variables = {"params": state.params, "batch_stats": batch_stats}
+        image = jnp.asarray(seen[0], jnp.float32)
+        return model.apply(variables, image, quantised=1.0, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    moving = state.batch_stats
+    for _ in range(300):
+        moving = move(moving)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), settled.batch_stats, moving)
+    assert len(seen) == 1
 
 
 JOB = """
