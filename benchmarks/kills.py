@@ -1,6 +1,6 @@
 """Kills training and encoding at random moments, and checks that nothing is lost.
 
-    python benchmarks/kills.py [--kills=100] [--lanes=2] [--seed=0] [--data=DIR]
+    python benchmarks/kills.py [--kills=100] [--lanes=2] [--seed=0] [--data=DIR] [--write=docs/pods.md]
 
 A tiny model trains and encodes in processes that are killed by SIGKILL or SIGTERM and started again, over and over.
 Every run must end with the parameters of a run that nobody disturbed, to the byte; no checkpoint may be found damaged;
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from common import write_measured
 
 from decomp_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from decomp_jax.errors import run_program
@@ -41,8 +42,9 @@ CONFIG = Config(
 )
 SPLIT = "train"  # encoded: the most slices
 POLL_SECONDS = 0.002
-EARLY = 0.15  # share of the kills that may come while a process is starting
-ENCODE_KILLS = 3  # of each bank
+EARLY, SAVING = 0.1, 0.4  # shares of a training's kills that come while it is starting, and while it saves
+SAVE_SECONDS = 0.03
+TRAIN_KILLS, ENCODE_KILLS = 8, 4  # of each run and of its bank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,10 @@ def never() -> bool:
     return False
 
 
+def now() -> bool:
+    return True
+
+
 def train(config: Config, workdir: Path) -> None:
     loop.run(config, workdir)
 
@@ -149,13 +155,10 @@ def params(workdir: Path) -> str:
     return json.loads((workdir / "done.json").read_text())["params_sha256"]
 
 
-def strike(
-    life: Life, begun: Callable[[], bool], rng: np.random.Generator, start: float, span: float
-) -> tuple[int, int] | None:
-    """Kills a process at a random moment -> (signal, exit code); None if it ended first."""
-    early = rng.random() < EARLY
-    code = life.wait(never, rng.uniform(0, start)) if early else life.wait(begun)
-    if code is None and not early:
+def strike(life: Life, until: Callable[[], bool], rng: np.random.Generator, span: float) -> tuple[int, int] | None:
+    """Kills a process at a random moment of `span` seconds after `until` -> (signal, exit code); None if it ended first."""
+    code = life.wait(until)
+    if code is None:
         code = life.wait(never, rng.uniform(0, span))
     if code is not None:
         require(code == 0, f"a process that nobody killed ends well, see {life.log}")
@@ -165,7 +168,7 @@ def strike(
 
 
 def lane(seed: int, kills: int, config: Config, work: Path, expected: Undisturbed) -> collections.Counter:
-    """Runs, one after another, until `kills` processes were killed; the last run is let through to its end."""
+    """Runs, one after another, until `kills` processes were killed; after `TRAIN_KILLS` a run is let through to its end."""
     rng, tally = np.random.default_rng(seed), collections.Counter()
 
     def count(phase: str, number: int) -> None:
@@ -177,23 +180,25 @@ def lane(seed: int, kills: int, config: Config, work: Path, expected: Undisturbe
     while tally["kills"] < kills:
         name = f"lane{seed}-run{tally['runs']}"
         workdir, log = work / name, work / f"{name}.log"
-        metrics, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
+        metrics, saves, kills_before = workdir / "metrics.jsonl", workdir / "checkpoints", tally["kills"]
         while not (workdir / "done.json").exists():
             life, before = Life(functools.partial(train, config, workdir), log), time.time_ns()
             begun = lambda: metrics.exists() and metrics.stat().st_mtime_ns > before and size(metrics) > 0
-            if tally["kills"] >= kills:
-                require(life.wait(never) == 0, f"the last run ends, see {log}")
+            if tally["kills"] >= min(kills, kills_before + TRAIN_KILLS):
+                require(life.wait(never) == 0, f"a run that is let through ends, see {log}")
                 continue
+            saving = lambda: begun() and any(saves.glob("*.orbax-checkpoint-tmp"))
             hit: list[str] = []
             kill = life.kill
 
             def note(number: int) -> int:  # the phase, as it is the moment before
-                saving = any(saves.glob("*.orbax-checkpoint-tmp"))
-                hit.append("starting" if not begun() else "saves" if saving else "steps")
+                hit.append("starting" if not begun() else "saves" if saving() else "steps")
                 return kill(number)
 
             life.kill = note
-            if struck := strike(life, begun, rng, expected.start, expected.train / 4):
+            moments = [(now, expected.start), (saving, SAVE_SECONDS), (begun, expected.train / 4)]
+            moment = moments[rng.choice(3, p=(EARLY, SAVING, 1 - EARLY - SAVING))]
+            if struck := strike(life, moment[0], rng, moment[1]):
                 number, code = struck
                 count(hit[0], number)
                 allowed = (-number,) if number == signal.SIGKILL else (0, 128 + number, -number)
@@ -209,7 +214,7 @@ def lane(seed: int, kills: int, config: Config, work: Path, expected: Undisturbe
             begun = lambda: bool(set(partial_banks(out)) - known)
             if last:
                 require(life.wait(never) == 0, f"encoding ends, see {log}")
-            elif struck := strike(life, begun, rng, expected.start, expected.encode):
+            elif struck := strike(life, begun, rng, expected.encode):
                 number, code = struck
                 count("encode", number)
                 new = set(partial_banks(out)) - known
@@ -228,6 +233,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2, help="runs side by side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", help="a data set of 64 px slices; default: a phantom of ten patients is made")
+    parser.add_argument("--write", type=Path, help="document whose measured part to replace")
     args = parser.parse_args()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -247,12 +253,15 @@ def main() -> None:
         with concurrent.futures.ProcessPoolExecutor(args.lanes, multiprocessing.get_context("fork")) as pool:
             tallies = pool.map(functools.partial(lane, config=config, work=work, expected=expected), seeds, share)
             tally = sum(tallies, collections.Counter())
-    print(
+    report = (
         f"{tally['kills']} kills ({tally['SIGKILL']} SIGKILL, {tally['SIGTERM']} SIGTERM): {tally['starting']} while "
         f"starting, {tally['steps']} in steps, {tally['saves']} in saves, {tally['encode']} in encode; {tally['runs']} "
         f"runs ended, all with the undisturbed parameters to the byte; {tally['banks']} banks, none half-written, all "
-        f"with the undisturbed bytes; no checkpoint found damaged; {time.perf_counter() - begin:.0f} s"
+        f"with the undisturbed bytes; no checkpoint found damaged; {time.perf_counter() - begin:.0f} s."
     )
+    print(report)
+    if args.write:
+        write_measured(args.write, "kills", [report])
 
 
 if __name__ == "__main__":

@@ -19,14 +19,18 @@ from decomp_jax.errors import UserError
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {},
     "seed_1": {"train": {"seed": 1}},  # what differences mean nothing
+    "seed_2": {"train": {"seed": 2}},
     **{f"no_{name}": {"weights": {name: 0.0}} for name, weight in dataclasses.asdict(LossWeights()).items() if weight},
     "no_nothing_code": {"model": {"nothing_threshold": 0.0}, "weights": {"nothing": 0.0, "layout": 0.0}},
     "discrimination": {"weights": {"discrimination": 1.0}},
     "generalized_dice": {"weights": {"generalized_dice": 5.0, "soft_dice": 0.0}},
+    "encoder_as_wide": {"model": {"encoder_widening": 1}},
+    "no_full_resolution_block": {"model": {"full_resolution_block": False}},
     "shared_encoder": {"model": {"own_blocks": 0}},
     "no_transplant": {"augment": {"transplant": 0.0}},
     "no_intensity": {"augment": {"intensity": 0.0}},
-    "no_rotation": {"augment": {"rotation": 0.0}},
+    "rotation": {"augment": {"rotation": 12.0, "scale": 0.12}},
+    "no_rotation": {"augment": {"rotation": 0.0, "scale": 0.0}},
     "no_revival": {"model": {"revive_below": 0.0}},
     "no_warmup": {"train": {"warmup_steps": 0}},
     "gradient_codebook": {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from scipy.cluster.vq import vq as scipy_vq
 
 from decomp_jax.config import ModelConfig
@@ -85,6 +86,29 @@ def test_depth_and_widths_follow_the_config(widths, size):
     )
     assert model.grid == 8 and outputs.codes.normal_indices.shape == (1, 8, 8)
     assert outputs.seg_logits.shape == (1, size, size, 2) and outputs.x_minus.shape == image.shape
+
+
+def test_only_the_encoder_is_widened_and_looks_at_full_resolution():
+    """Twice the channels are four times the weights; the decoders stay as they are."""
+
+    def sizes(**options):
+        model = build(dataclasses.replace(SMALL, **options), 32)
+        image = jnp.zeros((1, 32, 32, 1))
+        params = jax.eval_shape(
+            lambda key: model.init(key, image, quantised=1.0, train=False)["params"], jax.random.key(0)
+        )
+        return {
+            name: {"/".join(path): leaf.size for path, leaf in flatten_dict(part).items()}
+            for name, part in params.items() if isinstance(part, dict)
+        }
+
+    plain, wide = sizes(), sizes(encoder_widening=2, full_resolution_block=True)
+    for decoder in ("segmentation_decoder", "image_decoder"):
+        assert wide[decoder] == plain[decoder]
+    name = "abnormal_block_0/Conv_1/kernel"
+    assert wide["encoder"][name] == 4 * plain["encoder"][name]
+    assert wide["encoder"]["full_block/Conv_0/kernel"] == 9 * 8 * 8
+    assert not any(name.startswith("full_block") for name in plain["encoder"])
 
 
 @pytest.fixture(scope="module")
