@@ -15,8 +15,8 @@ class Encoder(nn.Module):
 
     Attributes:
         widths: channels at full, half, quarter ... resolution.
-        code_dim: D.
         full_resolution_block: a residual block before the first average pool (none in Table A.1).
+        code_dim: D.
         own_blocks: last residual blocks of which each path has its own (0: both share all, as in Table A.1).
     """
 
