@@ -237,12 +237,16 @@ def augment(image: Tensor, label: Tensor, config: AugmentConfig) -> tuple[Tensor
         return 2 * torch.rand(shape, device=image.device) - 1
 
     flip = torch.where(uniform(n) < 2 * config.flip - 1, -1.0, 1.0)
-    angle, scale = np.radians(config.rotation) * uniform(n), torch.exp(config.scale * uniform(n))
-    cos, sin, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros_like(angle)
-    theta = torch.stack([torch.stack([flip * cos, flip * sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
-    grid = F.affine_grid(theta, list(image.shape), align_corners=False)
-    image = F.grid_sample(image, grid, align_corners=False)
-    label = F.grid_sample(label[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].long()
+    if config.rotation or config.scale:
+        angle, scale = np.radians(config.rotation) * uniform(n), torch.exp(config.scale * uniform(n))
+        cos, sin, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros_like(angle)
+        theta = torch.stack([torch.stack([flip * cos, flip * sin, zero], 1), torch.stack([-sin, cos, zero], 1)], 1)
+        grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+        image = F.grid_sample(image, grid, align_corners=False)
+        label = F.grid_sample(label[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].long()
+    else:
+        image = torch.where(flip[:, None, None, None] < 0, image.flip(3), image)
+        label = torch.where(flip[:, None, None] < 0, label.flip(2), label)
 
     axis = torch.arange(size, device=image.device)
     shift = torch.randint(-size // 8, size // 8 + 1, (2, n, 1), device=image.device)
