@@ -246,7 +246,7 @@ def augment(image: Tensor, label: Tensor, config: AugmentConfig) -> tuple[Tensor
         label = F.grid_sample(label[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].long()
     else:
         image = torch.where(flip[:, None, None, None] < 0, image.flip(3), image)
-        label = torch.where(flip[:, None, None] < 0, label.flip(2), label)
+        label = torch.where(flip[:, None, None] < 0, label.flip(2), label).long()
 
     axis = torch.arange(size, device=image.device)
     shift = torch.randint(-size // 8, size // 8 + 1, (2, n, 1), device=image.device)
