@@ -30,7 +30,6 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "no_transplant": {"augment": {"transplant": 0.0}},
     "no_intensity": {"augment": {"intensity": 0.0}},
     "rotation": {"augment": {"rotation": 12.0, "scale": 0.12}},
-    "no_rotation": {"augment": {"rotation": 0.0, "scale": 0.0}},
     "no_revival": {"model": {"revive_below": 0.0}},
     "no_warmup": {"train": {"warmup_steps": 0}},
     "gradient_codebook": {
