@@ -26,8 +26,7 @@ def with_population_statistics(
     into; with them the network finds lesions that are not there. ("Precise" statistics: Wu and Johnson 2021.)
     """
     labelled = np.random.default_rng(0).permutation(np.flatnonzero(dataset.rows["labelled"]))
-    rows = labelled[: max(IMAGES // batch_size, 1) * batch_size]
-    rows = rows[: len(rows) // batch_size * batch_size]
+    rows = labelled[: max(min(IMAGES, len(labelled)) // batch_size, 1) * batch_size]
     found = [
         _batch_statistics(state.params, state.batch_stats, split_over(mesh, batch["image"]), model=model)
         for batch, _ in split_batches(dataset, ("image",), batch_size, rows)
