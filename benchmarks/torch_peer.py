@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decomp_jax.config import AugmentConfig, Config
-from decomp_jax.losses.objective import LAYOUT_SCALE
+from decomp_jax.losses.objective import LAYOUT_SCALE, LAYOUT_WHOLE, PASTED_WEIGHT
 from decomp_jax.models.blocks import BATCH_NORM_DECAY
 from decomp_jax.models.decoders import decoder_widths
 from decomp_jax.models.network import DecompositionNet
@@ -311,7 +311,8 @@ def losses(out: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tens
     lesion_cells = (fraction > 2.5 / pixels).float()
     probs = logits.softmax(1)
     shared, total = (probs * onehot).sum((0, 2, 3))[1:], (probs + onehot).sum((0, 2, 3))[1:]
-    layout = LAYOUT_SCALE * fractions.sqrt()
+    shares = torch.cat([LAYOUT_WHOLE * fraction[:, None], (1 - LAYOUT_WHOLE) * fractions], 1)
+    layout = LAYOUT_SCALE * F.pad(shares, (0, 0, 0, 0, 0, out["abnormal"].shape[1] - shares.shape[1])).sqrt()
     lesion = (label > 0).float()[:, None]
     healthy = (targets["background_label"] == 0).float()[:, None]
     abnormal, x_plus, x_minus = out["abnormal"], out["x_plus"], out["x_minus"]
@@ -319,8 +320,8 @@ def losses(out: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tens
         "commitment_normal": (out["normal"] - out["normal_code"]).square().sum(1).mean(),
         "commitment_abnormal": (lesion_cells * (abnormal - out["lesion_code"]).square().sum(1)).mean(),
         "nothing": ((fraction == 0) * abnormal.square().sum(1)).mean(),
-        "layout": ((fraction > 0) * (abnormal[:, : layout.shape[1]] - layout).square().sum(1)).mean(),
-        "structure": structure_loss(out["normal"], targets["background"], healthy),
+        "layout": ((fraction > 0) * (abnormal - layout).square().sum(1)).mean(),
+        "structure": structure_loss(out["normal"], targets["background"], healthy * (1 + (PASTED_WEIGHT - 1) * lesion)),
         "soft_dice": 1 - (2 * shared / (total + 1e-5)).mean(),
         "cross_entropy": F.cross_entropy(logits, label),
         "reconstruction_minus": similarity_loss(x_minus, targets["background"], healthy),

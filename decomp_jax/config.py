@@ -38,7 +38,7 @@ class ModelConfig:
     own_blocks: int = 2
     spade_width: int = 128
     spade_stop_gradient: bool = False
-    nothing_threshold: float = 2.5
+    nothing_threshold: float = 5.0
     codebook_decay: float = 0.99
     revive_below: float = 0.1
     dtype: str = "bfloat16"

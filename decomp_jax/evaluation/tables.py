@@ -142,8 +142,8 @@ def mixed_queries(
     """Searches with the anatomy of one slice, A, and the lesion of another patient's, B, scored against both.
 
     Each query slice with a lesion (of more than `MIXED_PAIRS`, a draw of so many) is A once; B is drawn among those of
-    other patients. `oracle` ranks by the mean of
-    both true overlaps: what the references hold. None without anatomy or with lesions of a single patient.
+    other patients. `oracle of both` ranks by the mean of both true overlaps: what the references hold. None without
+    anatomy or with lesions of a single patient.
     """
     lesion = np.flatnonzero(query.lesion)
     if query.anatomy is None or len(np.unique(query.rows["patient_id"][lesion])) < 2:
@@ -155,15 +155,22 @@ def mixed_queries(
 
 
 def mixed_table(mixed: Mixed | None, query: SliceSet, *, k: int = 5) -> Table:
-    """`mixed[method][target]["dice@5"]`, and the mix against either code alone; patients are those of A."""
+    """`mixed[method][target]["dice@5"]`, and what a mix keeps of either half alone; patients are those of A."""
     if mixed is None:
         return {}
     summary = Summary.of(mixed.scores, Bootstrap.of(query.rows["patient_id"][mixed.pairs[:, 0]]))
-    against = {
-        target: summary.compare(("mixed", target, f"dice@{k}"), (pure, target, f"dice@{k}"))
-        for target, pure in (("anatomy of A", "normal code of A"), ("lesion of B", "abnormal code of B"))
+
+    def kept(mix: str, half_a: str, half_b: str) -> Table:
+        return {
+            target: summary.compare((mix, target, f"dice@{k}"), (half, target, f"dice@{k}"))
+            for target, half in (("anatomy of A", half_a), ("lesion of B", half_b))
+        }
+
+    return {
+        **summary.nested(),
+        "mixed vs pure": kept("mixed", "normal code of A", "abnormal code of B"),
+        "oracle vs pure": kept("oracle of both", "oracle of A", "oracle of B"),
     }
-    return {**summary.nested(), "mixed vs pure": against}
 
 
 def _draw_pairs(patients: np.ndarray, slices: np.ndarray, rng: np.random.Generator) -> Integer[np.ndarray, "m 2"]:
@@ -182,14 +189,16 @@ def _mixed_scores(
     excluded = same_patient(query, reference, a) | same_patient(query, reference, b)
     normal, abnormal = query.bank.normal_indices[a], query.bank.abnormal_indices[b]
     search = functools.partial(reference.bank.search, k=k, exclude=query.rows["patient_id"][pairs])
+    best = functools.partial(relevance.nearest, excluded=excluded, k=k)
+    anatomy, lesion = of_a["normal"]["dice"], of_b["abnormal"]["dice"]
     rows = {
         "mixed": search(normal=normal, abnormal=abnormal).rows,
         "normal code of A": search(normal=normal).rows,
         "abnormal code of B": search(abnormal=abnormal).rows,
-        "oracle": relevance.nearest(
-            -of_a["normal"]["dice"] - of_b["abnormal"]["dice"], excluded=excluded, k=k
-        ),
-        "random": relevance.nearest(np.random.default_rng(0).random(excluded.shape), excluded=excluded, k=k),
+        "oracle of both": best(-anatomy - lesion),
+        "oracle of A": best(-anatomy),
+        "oracle of B": best(-lesion),
+        "random": best(np.random.default_rng(0).random(excluded.shape)),
     }
     targets = {
         "anatomy of A": of_a["normal"], "lesion of B": of_b["abnormal"],

@@ -30,15 +30,21 @@ def nothing_loss(z_e: Float[Array, "b h w d"], lesion_fraction: Float[Array, "b 
 
 
 def layout_loss(
-    z_e: Float[Array, "b h w d"], class_fractions: Float[Array, "b h w l"], *, scale: float
+    z_e: Float[Array, "b h w d"], class_fractions: Float[Array, "b h w l"], *, scale: float, whole: float
 ) -> Float[Array, "b"]:
-    """Draws the first L channels of lesion cells to scale * sqrt(share of the cell's pixels that each class has).
+    """Draws lesion cells to what their share of each lesion class says, so that L2 compares what lesion is where.
 
-    L2 between codes then compares what lesion is where: of all maps on the code grid that were tried, root shares rank
-    images nearest to their Dice. Together with `nothing_loss` it is a regression over all cells.
+    Channel 0 is drawn to scale * sqrt(whole * f), f being the share of the cell's pixels with a lesion, the next L to
+    scale * sqrt((1 - whole) * f_k) of each class k, and all others to 0: what they tell decoders of the cell's inside
+    must not outweigh its layout. The squared length of a cell is then scale^2 f, whatever `whole` is. Of all maps on
+    the code grid that were tried, root shares rank images nearest to their Dice; `whole` trades class against place.
+    Together with `nothing_loss` it is a regression over all cells.
     """
-    has_lesion = class_fractions.sum(-1, keepdims=True) > 0
-    return _distance_to(scale * jnp.sqrt(class_fractions), z_e, has_lesion)
+    fraction = class_fractions.sum(-1, keepdims=True)
+    shares = jnp.concatenate([whole * fraction, (1 - whole) * class_fractions], -1)
+    others = z_e.shape[-1] - shares.shape[-1]
+    target = scale * jnp.sqrt(jnp.pad(shares, ((0, 0), (0, 0), (0, 0), (0, others))))
+    return _distance_to(target, z_e, fraction > 0)
 
 
 def structure_loss(

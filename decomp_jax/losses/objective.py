@@ -13,11 +13,14 @@ from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast,
 from decomp_jax.types import Outputs, Targets
 
 
-# Channels of z_e_abnormal that carry the layout have this length in a cell full of one class.
-LAYOUT_SCALE = 10.0
+# Length of z_e_abnormal in a cell full of lesion, and how much of its square says that there is a lesion, not which.
+LAYOUT_SCALE = 14.0
+LAYOUT_WHOLE = 0.7
 # Deviation of local contrast in the channels of z_e_normal that carry the structure. Beside LAYOUT_SCALE it decides what
 # the two codes weigh where their distances are added up: at 1, a mix of two images keeps about as much of either.
 STRUCTURE_SCALE = 1.0
+# Structure under a pasted lesion counts so many times: one cell in fifty alone teaches what a lesion hides.
+PASTED_WEIGHT = 5.0
 
 
 def objective(
@@ -68,11 +71,13 @@ def objective(
             latents.abnormal, codes.z_q_lesion, lesion_cells
         ),
         "nothing": lambda: latent.nothing_loss(latents.abnormal, fraction),
-        "layout": lambda: latent.layout_loss(latents.abnormal, fractions, scale=LAYOUT_SCALE),
+        "layout": lambda: latent.layout_loss(
+            latents.abnormal, fractions, scale=LAYOUT_SCALE, whole=LAYOUT_WHOLE
+        ),
         "structure": lambda: latent.structure_loss(
             latents.normal,
             cell_means(local_contrast(targets.background), grid, parts),
-            jnp.repeat(cell_means(background_mask, grid, parts), channels, -1),
+            jnp.repeat(cell_means(background_mask * (1 + (PASTED_WEIGHT - 1) * abnormal_mask), grid, parts), channels, -1),
             scale=STRUCTURE_SCALE,
         ),
         "discrimination": lambda: latent.discrimination_loss(

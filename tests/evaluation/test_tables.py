@@ -73,3 +73,7 @@ def test_mixed_queries_are_of_two_patients_and_lie_between_the_codes(query: Slic
         assert table["mixed vs pure"][target]["ratio"].mean == pytest.approx(
             table["mixed"][target]["dice@5"].mean / table[pure][target]["dice@5"].mean
         )
+    for target, half in (("anatomy of A", "oracle of A"), ("lesion of B", "oracle of B")):
+        best, kept = table[half][target]["dice@5"].mean, table["oracle vs pure"][target]["ratio"].mean
+        assert all(table[method][target]["dice@5"].mean <= best + 1e-6 for method in ("mixed", "oracle of both"))
+        assert kept == pytest.approx(table["oracle of both"][target]["dice@5"].mean / best)

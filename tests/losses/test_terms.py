@@ -40,8 +40,10 @@ def test_nothing_counts_lesion_free_cells_only(cells):
 
 def test_layout_by_hand(cells):
     z_e, _ = cells
-    shares = jnp.array([[[[0.16], [0.0]]], [[[0.25], [0.0]]]])  # first channels should be 4 and 5, and are 3 and 1
-    np.testing.assert_allclose(latent.layout_loss(z_e, shares, scale=10.0), [1 / 2, 16 / 2], rtol=1e-6)
+    shares = jnp.full((2, 1, 2, 1), 0.25).at[:, :, 1].set(0.0)
+    z_e = jnp.pad(z_e, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=2.0)  # should be 4 3 0; is 3 4 2 and 1 0 2
+    loss = latent.layout_loss(z_e, shares, scale=10.0, whole=0.64)
+    np.testing.assert_allclose(loss, [(1 + 1 + 4) / 2, (9 + 9 + 4) / 2], rtol=1e-6)
 
 
 def test_structure_by_hand(cells):
