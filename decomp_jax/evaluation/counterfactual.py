@@ -2,7 +2,7 @@
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.evaluation.decomposer import Decomposer
@@ -20,6 +20,9 @@ Images = Float[np.ndarray, "n s s c"]
 def counterfactual_table(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet) -> Table:
     """What x_minus is worth on the lesion slices of `query`; empty where there are none.
 
+    `lesion left in percent` is the lesion area that the network's own segmentation finds, of what it finds in x: in
+    x_minus, and in x + x_minus - x_plus, the input less the lesion that was painted. The latter keeps the noise that
+    real images have and paintings lack.
     `images[name]` compares an image with the true lesion-free one: x_minus; x, the input as it is; the input with its
     lesion blurred away (which knows where the lesion is); and `ceiling`, x_minus of the true lesion-free image itself.
     """
@@ -27,31 +30,37 @@ def counterfactual_table(decomposer: Decomposer, dataset: SliceDataset, query: S
     if not len(chosen):
         return {}
     image, label = query.image[chosen].astype(np.float32), query.label[chosen] > 0
-    x_minus = _x_minus(decomposer, image, "paint x_minus")
+    x_plus, x_minus = _paintings(decomposer, image, "paint with and without lesion")
     bootstrap = Bootstrap.of(query.rows["patient_id"][chosen])
-    table = {"lesion left in percent": _lesion_left(decomposer, query, chosen, x_minus, bootstrap)}
+    before = query.segmentation[chosen]
+    table = {"lesion left in percent": {
+        name: _lesion_left(decomposer, before, rid, bootstrap)
+        for name, rid in (("x_minus", x_minus), ("x + x_minus - x_plus", image + x_minus - x_plus))
+    }}
     if dataset.settings.healthy:
         healthy = dataset.stack(("healthy",), query.positions[chosen])["healthy"].astype(np.float32)
         images = {
             "x_minus": x_minus, "x": image, "blurred": inpaint(image, label),
-            "ceiling": _x_minus(decomposer, healthy, "paint the ceiling"),
+            "ceiling": _paintings(decomposer, healthy, "paint the ceiling")[1],
         }
         table |= _against_truth(images, healthy, label, bootstrap)
     return table
 
 
-def _x_minus(decomposer: Decomposer, images: Images, progress: str) -> Images:
-    return np.concatenate([batch.x_minus for batch in decomposed(decomposer, images, progress)])
+def _paintings(decomposer: Decomposer, images: Images, progress: str) -> tuple[Images, Images]:
+    """x_plus and x_minus."""
+    both = [(batch.x_plus, batch.x_minus) for batch in decomposed(decomposer, images, progress)]
+    x_plus, x_minus = (np.concatenate(images) for images in zip(*both))
+    return x_plus, x_minus
 
 
 def _lesion_left(
-    decomposer: Decomposer, query: SliceSet, chosen: np.ndarray, x_minus: Images, bootstrap: Bootstrap
+    decomposer: Decomposer, before: Integer[np.ndarray, "n s s"], images: Images, bootstrap: Bootstrap
 ) -> Interval:
-    """Lesion area that the network's own segmentation finds in x_minus, of what it finds in x."""
-    batches = decomposed(decomposer, x_minus, "look for lesions in x_minus")
+    """Lesion area that the network's own segmentation finds in `images`, of the area `before`."""
+    batches = decomposed(decomposer, images, "look for lesions left")
     left = np.concatenate([(batch.segmentation.argmax(-1) > 0).mean((1, 2)) for batch in batches])
-    before = (query.segmentation[chosen] > 0).mean((1, 2))
-    summary = Summary.of({("left",): 100 * left, ("before",): before}, bootstrap)
+    summary = Summary.of({("left",): 100 * left, ("before",): (before > 0).mean((1, 2))}, bootstrap)
     return summary.compare(("left",), ("before",))["ratio"]
 
 
