@@ -100,7 +100,7 @@ def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
         )
     classes = len(dataset.settings.lesion_classes)
     channels = len(dataset.settings.modalities)
-    least = max(config.weights.layout > 0 and classes, config.weights.structure > 0 and channels)
+    least = max(config.weights.layout > 0 and 1 + classes, config.weights.structure > 0 and channels)
     if config.model.code_dim < least:
         raise UserError(
             f"--config.model.code_dim: must be at least {least}, for the lesion classes and modalities of "

@@ -251,6 +251,15 @@ def test_another_model_or_other_data_is_refused(phantom, finished):
         loop.run(config_for(phantom, steps=9), finished)
 
 
+@pytest.mark.parametrize("model, message", [
+    ({"widths": (4,) * 7}, "divisible by 128.*64-pixel"), ({"code_dim": 3}, "code_dim: must be at least 4"),
+])
+def test_a_model_that_does_not_fit_the_data_is_refused(phantom, tmp_path, model, message):
+    unfit = dataclasses.replace(config_for(phantom), model=dataclasses.replace(TINY.model, **model))
+    with pytest.raises(UserError, match=message):
+        loop.run(unfit, tmp_path)
+
+
 def test_not_finite_names_term_and_step(phantom, tmp_path):
     with pytest.raises(NotFinite, match=r"step 7: term/soft_dice is nan"):
         check_finite(7, {"loss/total": float("nan"), "term/residual": 1.0, "term/soft_dice": float("nan")})
