@@ -24,15 +24,13 @@ def random_geometry(
     flip_key, angle_key, scale_key = jax.random.split(key, 3)
     n, size = batch["image"].shape[:2]
     flip = jax.random.bernoulli(flip_key, config.flip, (n,))
-    if not (config.rotation or config.scale):
-        return _relabelled({name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}, flip, mirrored)
-    angle = jnp.radians(config.rotation) * jax.random.uniform(angle_key, (n,), minval=-1.0)
-    scale = jnp.exp(config.scale * jax.random.uniform(scale_key, (n,), minval=-1.0))
-    grids = jax.vmap(functools.partial(_sampling_grid, size))(flip, angle, scale)
-    return _relabelled({name: _resample(value, grids) for name, value in batch.items()}, flip, mirrored)
-
-
-def _relabelled(moved: Batch, flip: Bool[Array, "b"], mirrored: tuple[int, ...] | None) -> Batch:
+    if config.rotation or config.scale:
+        angle = jnp.radians(config.rotation) * jax.random.uniform(angle_key, (n,), minval=-1.0)
+        scale = jnp.exp(config.scale * jax.random.uniform(scale_key, (n,), minval=-1.0))
+        grids = jax.vmap(functools.partial(_sampling_grid, size))(flip, angle, scale)
+        moved = {name: _resample(value, grids) for name, value in batch.items()}
+    else:
+        moved = {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}
     if "anatomy" in moved and mirrored is not None:
         swapped = jnp.asarray(mirrored, moved["anatomy"].dtype)[moved["anatomy"]]
         moved["anatomy"] = jnp.where(flip[:, None, None], swapped, moved["anatomy"])

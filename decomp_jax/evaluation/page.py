@@ -269,10 +269,10 @@ def _decomposition(metrics: Table, figures: dict[str, Path]) -> str:
         from the normal code alone (x̂⁻), and the labels it predicts; from the largest lesion to small ones, chosen by
         rank, and one slice without. This is Figure E.1 of Kobayashi et al. (2020).{known}""")]
     if counterfactual:
-        painting, rid = (number(left, 0, " %") for left in counterfactual["lesion left in percent"].values())
+        left = {image: number(area, 0, " %") for image, area in counterfactual["lesion left in percent"].items()}
         parts.append(paragraph(f"""Of the lesion area that it finds in the input x, the network's own segmentation still
-            finds {rid} in x less the painted lesion (x + x̂⁻ - x̂⁺), and {painting} in x̂⁻ itself, where it
-            also misjudges that paintings are smooth. This asks the network about itself: it is a check, no proof."""))
+            finds {left["x + x_minus - x_plus"]} in x less the painted lesion (x + x̂⁻ - x̂⁺), and
+            {left["x_minus"]} in x̂⁻ itself, where it also misjudges that paintings are smooth. This asks the network about itself: it is a check, no proof."""))
     if truth:
         rows = [[_IMAGES[name], *(number(found[key], digits) for key, (_, digits) in _AGAINST_TRUTH.items())]
                 for name, found in truth.items()]

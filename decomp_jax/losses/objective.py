@@ -60,6 +60,7 @@ def objective(
     )
     abnormal_mask = (targets.label > 0).astype(jnp.float32)[..., None]
     background_mask = (targets.background_label == 0).astype(jnp.float32)[..., None]
+    structure_weight = background_mask * jnp.where(abnormal_mask > 0, PASTED_WEIGHT, 1.0)
     probs = jax.nn.softmax(outputs.seg_logits)
     terms: dict[str, Callable[[], Array]] = {
         "codebook_normal": lambda: latent.codebook_loss(latents.normal, codes.z_q_normal, all_cells),
@@ -71,13 +72,11 @@ def objective(
             latents.abnormal, codes.z_q_lesion, lesion_cells
         ),
         "nothing": lambda: latent.nothing_loss(latents.abnormal, fraction),
-        "layout": lambda: latent.layout_loss(
-            latents.abnormal, fractions, scale=LAYOUT_SCALE, whole=LAYOUT_WHOLE
-        ),
+        "layout": lambda: latent.layout_loss(latents.abnormal, fractions, scale=LAYOUT_SCALE, whole=LAYOUT_WHOLE),
         "structure": lambda: latent.structure_loss(
             latents.normal,
             cell_means(local_contrast(targets.background), grid, parts),
-            jnp.repeat(cell_means(background_mask * (1 + (PASTED_WEIGHT - 1) * abnormal_mask), grid, parts), channels, -1),
+            jnp.repeat(cell_means(structure_weight, grid, parts), channels, -1),
             scale=STRUCTURE_SCALE,
         ),
         "discrimination": lambda: latent.discrimination_loss(
