@@ -40,6 +40,10 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     for name in args.variants:
         if name not in ABLATIONS or args.variants.count(name) > 1:
             parser.error(f"--variants: {name} is unknown or there twice; use of {', '.join(ABLATIONS)}")
+        for part, fields in ABLATIONS[name].items():
+            for flag in (f"--config.{part}.{field}" for field in fields):
+                if any(setting.split("=")[0] == flag for setting in settings):
+                    parser.error(f"{flag}: this is what {name} varies; leave out the one or the other")
     return args, settings
 
 

@@ -27,6 +27,7 @@ class ModelConfig:
         codebook_decay: decay of the moving average that updates codebooks; 0 trains them by gradient, which takes
             weights.codebook_normal and weights.codebook_abnormal.
         revive_below: codes whose moving average of use falls below this restart at an encoder output; 0 never.
+        rotation_trick: what decoders teach the encoder passes quantisation rotated (Fifty et al. 2024), not straight.
         dtype: compute type of the network; parameters, losses, statistics and distances are float32.
     """
 
@@ -41,6 +42,7 @@ class ModelConfig:
     nothing_threshold: float = 5.0
     codebook_decay: float = 0.99
     revive_below: float = 0.1
+    rotation_trick: bool = False
     dtype: str = "bfloat16"
 
 
@@ -103,12 +105,13 @@ class TrainConfig:
     """The run.
 
     Attributes:
-        steps: optimiser steps; the learning rate follows a ramp and a cosine to 0 over them.
+        steps: optimiser steps; the learning rate follows a ramp and a cosine over them.
         warmup_steps: first steps, in which decoders see unquantised codes; over as many again they change to quantised
             ones (clamped to a quarter of `steps`).
         ramp_steps: linear ramp of the learning rate.
         batch_size: global batch.
         margin: pi, the threshold of the discrimination term (Appendix D).
+        final_rate: share of the learning rate that the cosine ends at; 1 holds it constant.
         revive_until: share of the steps after which codebooks are no longer revived, so that codes settle.
         init_from: another run's directory, whose newest parameters this run starts from.
         eval_every: steps between validation passes; 0 for none.
@@ -119,6 +122,7 @@ class TrainConfig:
     ramp_steps: int = 500
     batch_size: int = 240
     learning_rate: float = 2e-3
+    final_rate: float = 0.0
     margin: float = 10.0
     revive_until: float = 0.8
     seed: int = 0
@@ -182,6 +186,7 @@ def _check(config: Config) -> None:
         "config.train.log_every": config.train.log_every >= 1,
         "config.train.checkpoint_every": config.train.checkpoint_every >= 1,
         "config.train.learning_rate": config.train.learning_rate > 0,
+        "config.train.final_rate": 0 <= config.train.final_rate <= 1,
         "config.model.widths": len(config.model.widths) >= 1,
         "config.model.encoder_widening": config.model.encoder_widening >= 1,
         "config.model.own_blocks": 0 <= config.model.own_blocks < len(config.model.widths),

@@ -85,6 +85,7 @@ def test_jobs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("flag, says", [
     ("--variants=no_such", "no_such is unknown"), ("--jobs=0", "must be at least 1"), ("--config=x", "not a flag"),
+    ("--config.model.codebook_size=9", "what codebook_512 varies"),
 ])
 def test_mistaken_flags(launch, capsys, flag: str, says: str) -> None:
     with pytest.raises(SystemExit) as stop:

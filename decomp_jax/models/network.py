@@ -31,6 +31,7 @@ class DecompositionNet(nn.Module):
     spade_width: int
     spade_stop_gradient: bool
     nothing_threshold: float
+    rotation_trick: bool
     dtype: jnp.dtype
 
     @classmethod
@@ -48,6 +49,7 @@ class DecompositionNet(nn.Module):
             spade_width=config.spade_width,
             spade_stop_gradient=config.spade_stop_gradient,
             nothing_threshold=config.nothing_threshold,
+            rotation_trick=config.rotation_trick,
             dtype=jnp.dtype(config.dtype),
         )
 
@@ -93,6 +95,7 @@ class DecompositionNet(nn.Module):
             lesion_indices = abnormal_indices = vq.nearest_code(latents.abnormal, abnormal_codebook)
         z_q_normal = vq.lookup(normal_indices, normal_codebook)
         z_q_abnormal = vq.lookup(abnormal_indices, abnormal_codebook)
+        through = vq.rotate_through if self.rotation_trick else vq.straight_through
         return Codes(
             normal_indices=normal_indices,
             abnormal_indices=abnormal_indices,
@@ -100,8 +103,8 @@ class DecompositionNet(nn.Module):
             z_q_normal=z_q_normal,
             z_q_abnormal=z_q_abnormal,
             z_q_lesion=vq.lookup(lesion_indices, abnormal_codebook),
-            z_st_normal=vq.straight_through(latents.normal, z_q_normal),
-            z_st_abnormal=vq.straight_through(latents.abnormal, z_q_abnormal),
+            z_st_normal=through(latents.normal, z_q_normal),
+            z_st_abnormal=through(latents.abnormal, z_q_abnormal),
         )
 
     def segment(self, abnormal: Float[Array, "b h w d"], *, train: bool) -> Float[Array, "b s s k"]:

@@ -41,6 +41,21 @@ def straight_through(z_e: Float[Array, "*n d"], z_q: Float[Array, "*n d"]) -> Fl
     return z_e + jax.lax.stop_gradient(z_q - z_e)
 
 
+def rotate_through(z_e: Float[Array, "*n d"], z_q: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Value of z_q, gradient of the rotation and scaling that take z_e to z_q (Fifty et al. 2024, "rotation trick").
+
+    Where either is zero, as the "nothing" code is, no rotation is defined and the gradient is that of `straight_through`.
+    """
+    norm_e, norm_q = (jnp.linalg.norm(jax.lax.stop_gradient(z), axis=-1, keepdims=True) for z in (z_e, z_q))
+    defined = (norm_e > 1e-6) & (norm_q > 1e-6)
+    e, q = (jax.lax.stop_gradient(z) / jnp.where(defined, norm, 1) for z, norm in ((z_e, norm_e), (z_q, norm_q)))
+    half = (e + q) / jnp.maximum(jnp.linalg.norm(e + q, axis=-1, keepdims=True), 1e-6)
+    # R z = z - 2 half (half . z) + 2 q (e . z): a product of two reflections.
+    along_half, along_e = (jnp.sum(unit * z_e, -1, keepdims=True) for unit in (half, e))
+    rotated = norm_q / jnp.where(defined, norm_e, 1) * (z_e - 2 * half * along_half + 2 * q * along_e)
+    return jnp.where(defined, rotated, straight_through(z_e, z_q))
+
+
 def usage(indices: Int[Array, "*n"], size: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Share of codes in use, and perplexity exp(entropy) of their use."""
     counts = jnp.zeros(size).at[indices.reshape(-1)].add(1.0)

@@ -26,9 +26,10 @@ class State:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam (Appendix D) with a linear ramp and a cosine to 0."""
+    """Adam (Appendix D) with a linear ramp and a cosine."""
     ramp = min(config.ramp_steps, config.steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, ramp, config.steps)
+    last = config.final_rate * config.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, ramp, config.steps, last)
     return optax.adam(schedule)
 
 

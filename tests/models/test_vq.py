@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.cluster.vq import vq as scipy_vq
+from scipy.spatial.transform import Rotation
 
 from decomp_jax.models import vq
 from decomp_jax.types import CodebookStats
@@ -21,6 +22,23 @@ def test_straight_through_is_the_code_forward_and_the_identity_backward():
     np.testing.assert_allclose(vq.straight_through(Z_E, z_q), z_q, atol=1e-6)
     on_encoder, on_codes = jax.grad(lambda a, b: (3 * vq.straight_through(a, b)).sum(), argnums=(0, 1))(Z_E, z_q)
     assert (on_encoder == 3).all() and (on_codes == 0).all()
+
+
+def test_rotation_trick_is_the_code_forward_and_scipys_rotation_backward():
+    z_e, z_q = Z_E[0, 0, 0, :3], CODEBOOK[3, :3]
+    np.testing.assert_allclose(vq.rotate_through(z_e, z_q), z_q, rtol=1e-5)
+    e, q = (np.asarray(z / jnp.linalg.norm(z), float) for z in (z_e, z_q))
+    axis = np.cross(e, q)
+    turn = Rotation.from_rotvec(axis / np.linalg.norm(axis) * np.arccos(e @ q)).as_matrix()
+    scale = float(jnp.linalg.norm(z_q) / jnp.linalg.norm(z_e))
+    np.testing.assert_allclose(jax.jacobian(vq.rotate_through)(z_e, z_q), scale * turn, atol=1e-5)
+    assert not jax.jacobian(vq.rotate_through, argnums=1)(z_e, z_q).any()
+
+
+def test_rotation_trick_is_straight_where_a_vector_is_zero():
+    for z_e, z_q in ((Z_E[0, 0, 0], jnp.zeros(5)), (jnp.zeros(5), CODEBOOK[0])):
+        np.testing.assert_allclose(vq.rotate_through(z_e, z_q), z_q, atol=1e-6)
+        np.testing.assert_array_equal(jax.jacobian(vq.rotate_through)(z_e, z_q), np.eye(5))
 
 
 def test_finding_follows_the_norm():
