@@ -12,8 +12,6 @@ import argparse
 import collections
 import os
 import re
-import sys
-from pathlib import Path
 
 CHIPS = (8, 16, 32, 64, 128, 256, 512, 1024)
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -44,14 +42,15 @@ def compiled_step(path: str, size: int, batch: int) -> tuple[str, int]:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.encoding import load_config
+    from common import load_config
+
     from decomp_jax.mesh import data_mesh
     from decomp_jax.models.network import DecompositionNet
     from decomp_jax.training.state import create_state, make_optimizer
     from decomp_jax.training.step import compile_train_step
 
     config, mesh = load_config(path), data_mesh()
-    model = DecompositionNet.from_config(config.model, size=size, channels=1, lesion_classes=3)
+    model = DecompositionNet(config.model, size=size, channels=1, lesion_classes=3)
     tx = make_optimizer(config.train)
     state = jax.eval_shape(lambda: create_state(config, model, tx, mesh))
     images = {
@@ -91,7 +90,6 @@ def main() -> None:
     parser.add_argument("--latency_us", type=float, default=20, help="of each collective")
     args = parser.parse_args()
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={args.devices}"}
-    sys.path.insert(0, str(Path(__file__).parent.parent))
 
     hlo, parameters = compiled_step(args.config, args.size, args.batch)
     found = collectives(hlo)

@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
 
     config, mesh = load_config(args.config), data_mesh()
-    model = DecompositionNet.from_config(config.model, size=args.size, channels=1, lesion_classes=3)
+    model = DecompositionNet(config.model, size=args.size, channels=1, lesion_classes=3)
     tx = make_optimizer(config.train)
     state = create_state(config, model, tx, mesh)
     variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})

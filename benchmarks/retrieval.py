@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from common import spread, write_measured
 from scipy.spatial.distance import cdist
 
 from decomp_jax.retrieval import CodeBank
@@ -41,7 +42,6 @@ GOALS = {
     (1_000_000, 256, 10): {"faiss PQ": "12, 20"},
     (1_000_000, 64, 100): {"faiss PQ": "-, 5"},
 }
-MARKS = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 Method = Callable[[np.ndarray, int], object]
 
 
@@ -130,11 +130,6 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def spread(values: np.ndarray, digits: int = 1) -> str:
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
 def race(bank: CodeBank, methods: dict[str, Method], queries: int, k: int, rounds: int) -> dict[str, np.ndarray]:
     """Seconds [rounds] that each method, ours the first, takes for the same queries; a round before compiles."""
     methods = {"ours": lambda q, k: bank.search(normal=q, k=k), **methods}
@@ -150,7 +145,7 @@ def lines_of(times: dict[str, np.ndarray], *setting: int) -> Iterator[str]:
     """A table line a method, `setting` being (codes, queries, k)."""
     for name, values in times.items():
         cells = (*(f"{value:,}" for value in setting), name, f"{np.median(values) / setting[1] * 1e3:.2f}",
-                 spread(values / times["ours"]), GOALS.get(setting, {}).get(name, ""))
+                 spread(values / times["ours"], 1), GOALS.get(setting, {}).get(name, ""))
         yield f"| {' | '.join(cells)} |"
 
 
@@ -327,8 +322,7 @@ def main() -> None:
         print(line, flush=True)
         lines.append(line)
     if flags.write:
-        before, _, rest = flags.write.read_text().partition(MARKS[0])
-        flags.write.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2])
+        write_measured(flags.write, "retrieval", lines)
 
 
 if __name__ == "__main__":

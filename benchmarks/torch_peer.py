@@ -163,14 +163,15 @@ class Network(nn.Module):
 
     def __init__(self, model: DecompositionNet) -> None:
         super().__init__()
-        widths, code, classes = model.widths, model.code_dim, model.lesion_classes
-        self.threshold = model.nothing_threshold
-        encoder_widths = tuple(model.encoder_widening * width for width in widths)
-        self.encoder = Encoder(model.channels, encoder_widths, model.full_resolution_block, code, model.own_blocks)
+        config, classes = model.config, model.lesion_classes
+        widths, code = config.widths, config.code_dim
+        self.threshold = config.nothing_threshold
+        encoder_widths = tuple(config.encoder_widening * width for width in widths)
+        self.encoder = Encoder(model.channels, encoder_widths, config.full_resolution_block, code, config.own_blocks)
         self.segmentation_decoder = SegmentationDecoder(widths, code, classes + 1)
-        self.image_decoder = ImageDecoder(widths, code, model.channels, model.spade_width, classes)
+        self.image_decoder = ImageDecoder(widths, code, model.channels, config.spade_width, classes)
         for path in ("normal", "abnormal"):
-            self.register_buffer(f"{path}_codebook", torch.zeros(model.codebook_size, code))
+            self.register_buffer(f"{path}_codebook", torch.zeros(config.codebook_size, code))
         self.register_buffer("null", torch.zeros(1, classes, model.size, model.size))
 
     def forward(self, image: Tensor, quantised: float | Tensor) -> dict[str, Tensor]:
@@ -340,14 +341,15 @@ class Trainer:
     """
 
     def __init__(self, model: DecompositionNet, config: Config, device: str, *, compiled: bool, autocast: bool) -> None:
-        if config.weights != Config().weights or not config.model.codebook_decay or config.model.spade_stop_gradient:
-            raise ValueError("the peer knows the recommended objective and codebooks by moving average alone")
+        odd = config.model.spade_stop_gradient or config.model.rotation_trick or not config.model.codebook_decay
+        if odd or config.weights != Config().weights:
+            raise ValueError("the peer knows the recommended objective, gradients and codebooks by moving average alone")
         self.config, self.device, self.autocast = config, device, autocast
         self.network = Network(model).to(device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.network_and_losses) if compiled else self.network_and_losses
         self.augment = torch.compile(augment) if compiled else augment
         self.optimizer = torch.optim.Adam(self.network.parameters(), config.train.learning_rate, fused=True)
-        shape = (model.codebook_size, model.code_dim)
+        shape = (config.model.codebook_size, config.model.code_dim)
         self.stats = {path: (torch.zeros(shape[0], device=device), torch.zeros(shape, device=device))
                       for path in ("normal", "abnormal")}
 

@@ -68,7 +68,7 @@ class Case:
         if not ON_GPU:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
         self.config = config
-        self.model = DecompositionNet.from_config(config.model, size=self.size, channels=1, lesion_classes=3)
+        self.model = DecompositionNet(config.model, size=self.size, channels=1, lesion_classes=3)
         self.tx = make_optimizer(config.train)
         self.image, self.label = images(self.batch, self.size)
 
@@ -184,10 +184,10 @@ def limits(case: Case, seconds: float) -> str:
 def check(case: Case) -> dict[str, float]:
     """Largest differences between the peer and ours, as a share of the largest value compared."""
     config = dataclasses.replace(case.config, model=dataclasses.replace(case.config.model, dtype="float32", revive_below=0))
-    model = case.model.clone(dtype=jnp.dtype("float32"))
+    model = case.model.clone(config=dataclasses.replace(case.model.config, dtype="float32"))
     state = case.state()
     rng = np.random.default_rng(1)
-    books = {f"{path}_codebook": jnp.asarray(rng.normal(size=(model.codebook_size, model.code_dim)), jnp.float32)
+    books = {f"{path}_codebook": jnp.asarray(rng.normal(size=(model.config.codebook_size, model.config.code_dim)), jnp.float32)
              for path in ("normal", "abnormal")}
     # Biases start at 0, where SPADE's null condition meets the kink of the activation: the slope there is a convention.
     moved = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.params)
@@ -260,7 +260,7 @@ def pieces(case: Case, rounds: int) -> dict[str, float]:
 
     def losses(outputs: Outputs) -> jax.Array:
         return objective(outputs, targets, config.weights, margin=config.train.margin,
-                         nothing=bool(model.nothing_threshold))[0]
+                         nothing=bool(config.model.nothing_threshold))[0]
 
     forward_jit, losses_jit = jax.jit(forward), jax.jit(losses)
     gradient = jax.jit(jax.value_and_grad(lambda params: losses(forward(params))))

@@ -54,8 +54,18 @@ def ablation(name: str, base: str = "demo") -> Config:
     for given, known, what in ((name, ABLATIONS, "variant"), (base, BASES, "model")):
         if given not in known:
             raise UserError(f"--config=configs/ablations.py:{base}/{name}: no such {what}; use one of {', '.join(known)}")
-    config = BASES[base]
-    parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in ABLATIONS[name].items()}
+    if name not in variants(base):
+        raise UserError(f"--config=configs/ablations.py:{base}/{name}: {base} is so already; use another variant")
+    return _vary(BASES[base], ABLATIONS[name])
+
+
+def variants(base: str) -> list[str]:
+    """Those that change something in a model; "recommended" is the model itself."""
+    return [name for name, changes in ABLATIONS.items() if not changes or _vary(BASES[base], changes) != BASES[base]]
+
+
+def _vary(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
+    parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in changes.items()}
     return dataclasses.replace(config, **parts)
 
 

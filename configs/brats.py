@@ -11,7 +11,7 @@ from decomp_jax.errors import UserError
 
 # Sections 2 and D and Appendix A. Codebooks by gradient, lambda_3 = 1e4: docs/network.md says what came of that.
 PAPER = Config(
-    model=ModelConfig(own_blocks=0, nothing_threshold=0.0, codebook_decay=0.0, revive_below=0.0),
+    model=ModelConfig(own_blocks=0, nothing_threshold=0.0, codebook_decay=0.0, revive_below=0.0, dtype="float32"),
     weights=LossWeights(
         codebook_normal=1.0,
         codebook_abnormal=1.0,
@@ -28,7 +28,7 @@ PAPER = Config(
         residual=1.0,
     ),
     augment=AugmentConfig(transplant=0.0, intensity=0.0),
-    train=TrainConfig(warmup_steps=0, learning_rate=5e-3),
+    train=TrainConfig(warmup_steps=0, ramp_steps=0, learning_rate=5e-3, final_rate=1.0),
 )
 
 

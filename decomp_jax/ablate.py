@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from configs.ablations import ABLATIONS, BASES
+from configs.ablations import ABLATIONS, BASES, variants
 from decomp_jax.errors import EXIT_FAULT, UserError, run_program
 from decomp_jax.evaluation.compare import compare_runs
 
@@ -27,19 +27,21 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--data", required=True, help="a data set with validation images")
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and of their comparison")
     parser.add_argument("--base", choices=BASES, default="demo", help="the model varied (default: %(default)s)")
-    parser.add_argument("--variants", default=",".join(ABLATIONS), help="default: %(default)s")
+    parser.add_argument("--variants", help="default: all that change the model")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time; they share out CUDA_VISIBLE_DEVICES "
                         "if it is set (default: %(default)s)")
     args, settings = parser.parse_known_args()
-    args.variants = args.variants.split(",")
+    known = variants(args.base)
+    args.variants = args.variants.split(",") if args.variants else known
     for flag in settings:
         if not flag.startswith("--config."):
             parser.error(f"{flag}: not a flag; those of train.py's that can be given are --config.PART.NAME=VALUE")
     if args.jobs < 1:
         parser.error(f"--jobs={args.jobs}: must be at least 1")
     for name in args.variants:
-        if name not in ABLATIONS or args.variants.count(name) > 1:
-            parser.error(f"--variants: {name} is unknown or there twice; use of {', '.join(ABLATIONS)}")
+        if name not in known or args.variants.count(name) > 1:
+            parser.error(f"--variants: {name} is unknown, changes nothing in {args.base}, or is there twice; use of "
+                         f"{', '.join(known)}")
         for part, fields in ABLATIONS[name].items():
             for flag in (f"--config.{part}.{field}" for field in fields):
                 if any(setting.split("=")[0] == flag for setting in settings):

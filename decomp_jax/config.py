@@ -48,7 +48,19 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term of the objective; 0 removes the term and its cost. The paper's lambdas, one a term."""
+    """Weight of each term of the objective; 0 removes the term and its cost. The paper's lambdas, one a term.
+
+    Attributes:
+        codebook_normal, codebook_abnormal: draw codes to z_e (equation 1; with codebook_decay=0 alone).
+        commitment_normal, commitment_abnormal: draw z_e to codes (equation 1).
+        nothing: draws the abnormal z_e of lesion-free cells to 0.
+        layout: draws the abnormal z_e of lesion cells to the lesion's share of the cell, of it all and of each class.
+        structure: draws the normal z_e to the local contrast of the lesion-free image.
+        discrimination: keeps abnormal z_e of lesion-free images off the lesion codes (equation 3).
+        generalized_dice, soft_dice, cross_entropy: of the segmentation (equation 4; ours; equation 5).
+        reconstruction_minus, reconstruction_plus: of the paintings without the lesion and with it (equations 7 and 8).
+        residual: keeps the two paintings alike outside the lesion (equation 10).
+    """
 
     codebook_normal: float = 0.0
     codebook_abnormal: float = 0.0
@@ -105,16 +117,20 @@ class TrainConfig:
     """The run.
 
     Attributes:
-        steps: optimiser steps; the learning rate follows a ramp and a cosine over them.
+        steps: optimiser steps.
         warmup_steps: first steps, in which decoders see unquantised codes; over as many again they change to quantised
             ones (clamped to a quarter of `steps`).
         ramp_steps: linear ramp of the learning rate.
         batch_size: global batch.
-        margin: pi, the threshold of the discrimination term (Appendix D).
+        learning_rate: Adam's, at its highest: a ramp leads there, a cosine away from it.
         final_rate: share of the learning rate that the cosine ends at; 1 holds it constant.
+        margin: pi, the threshold of the discrimination term (Appendix D).
         revive_until: share of the steps after which codebooks are no longer revived, so that codes settle.
+        seed: of parameters, the order of slices and augmentation.
         init_from: another run's directory, whose newest parameters this run starts from.
+        checkpoint_every, log_every: steps between checkpoints, and between lines of metrics.jsonl.
         eval_every: steps between validation passes; 0 for none.
+        tensorboard: the metrics and validation images for TensorBoard, too.
     """
 
     steps: int = 69_000

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def making(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder beside `folder` to write into; it takes that name when the block ends well, else it is removed.
+
+    Raises UserError if `folder` exists, or the disk is full.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; remove it or name another directory")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        with disk_space(folder):
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from decomp_jax.errors import UserError
 
-# Set by Slurm for the tasks of a job of several, and on the hosts of a TPU pod slice.
-CLUSTER_VARIABLES = ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
-
+# Set on the hosts of a TPU pod slice.
+POD_VARIABLES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
 
 # Options of glibc's mallopt, from malloc.h: one arena, no mappings of their own for large blocks, never trimmed.
 KEEP_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
@@ -40,9 +39,19 @@ def initialize_distributed(coordinator: str | None, processes: int | None, proce
     if any(given) and not all(given):
         raise UserError("--coordinator, --processes, --process: give all three, or none")
     if all(given):
-        jax.distributed.initialize(coordinator, processes, process)
-    elif any(name in os.environ for name in CLUSTER_VARIABLES):
+        jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate")
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        jax.distributed.initialize(local_device_ids=_devices_of_slurm_task())
+    elif any(name in os.environ for name in POD_VARIABLES):
         jax.distributed.initialize()
+
+
+def _devices_of_slurm_task() -> list[int] | None:
+    """All GPUs of the node for the only task there, of which JAX would take one; None: JAX's choice, a GPU a task."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible and os.environ["SLURM_STEP_NUM_TASKS"] == os.environ.get("SLURM_STEP_NUM_NODES"):
+        return list(range(len(visible.split(","))))
+    return None
 
 
 def data_mesh() -> Mesh:

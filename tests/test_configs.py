@@ -22,7 +22,7 @@ CONFIGS = {
 @pytest.mark.parametrize("config, size", CONFIGS.values(), ids=CONFIGS)
 def test_config_builds(config, size):
     config = Config.from_dict(config.to_dict())
-    model = DecompositionNet.from_config(config.model, size=size, channels=1, lesion_classes=3)
+    model = DecompositionNet(config.model, size=size, channels=1, lesion_classes=3)
     image = jnp.zeros((1, size, size, 1))
     outputs = jax.eval_shape(
         lambda key: model.init_with_output(key, image, quantised=1.0, train=False)[0], jax.random.key(0)
@@ -49,6 +49,13 @@ def test_unknown_and_impossible_settings_are_named():
 def test_each_ablation_changes_something():
     variants = [ablations.ablation(name) for name in ablations.ABLATIONS]
     assert all(a != b for i, a in enumerate(variants) for b in variants[:i])
+    assert ablations.variants("demo") == list(ablations.ABLATIONS)
+
+
+def test_a_variant_that_a_model_has_already_is_refused():
+    assert "codebook_512" not in ablations.variants("brats") and "recommended" in ablations.variants("brats")
+    with pytest.raises(UserError, match="brats/codebook_512: brats is so already"):
+        ablations.get_config("brats/codebook_512")
 
 
 def test_codebooks_that_nothing_trains_are_refused():

@@ -136,6 +136,7 @@ def test_an_exported_run_is_the_run(work, phantom, tmp_path):
 
 
 def test_a_damaged_export_is_told(work, tmp_path):
+    (tmp_path / "model").mkdir()
     write_exported(tmp_path / "model", *restore_for_inference(work / "run"))
     file = tmp_path / "model" / "parameters.npz"
     data = bytearray(file.read_bytes())

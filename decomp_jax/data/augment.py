@@ -63,7 +63,7 @@ def _resample(values: Array, grids: Float[Array, "b 2 s s"]) -> Array:
 
 
 def transplant(key: PRNGKeyArray, image: Float[Array, "b s s c"], label: Int[Array, "b s s"], probability: float) -> Targets:
-    """Pastes the lesion of the batch's next image, mirrored and shifted at random, into an image.
+    """Pastes the lesion of the image before in the batch, mirrored and shifted at random, into an image.
 
     What lies under a pasted lesion is known, so the network sees the truth it has to paint in x_minus: `background`.
     """

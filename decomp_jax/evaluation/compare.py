@@ -19,7 +19,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.evaluation import figures, scores
 from decomp_jax.evaluation.counterfactual import counterfactual_table
 from decomp_jax.evaluation.decomposer import Decomposer
-from decomp_jax.evaluation.encode import require_same_preparation
+from decomp_jax.evaluation.encode import require_same_classes, require_same_preparation
 from decomp_jax.evaluation.rankers import rankers
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Summary, abnormality_table, segmentation_summary
@@ -75,7 +75,8 @@ def compare_runs(runs: Sequence[str | Path], data: str | Path, out: str | Path) 
         out: directory to write into.
 
     Raises:
-        UserError: the data have no validation slices, were prepared otherwise than a run's, or two runs have one name.
+        UserError: the data have no validation slices, were prepared otherwise than a run's or have other classes, or two runs
+            have one name.
     """
     names = [Path(run).name for run in runs]
     if len(set(names)) < len(names):
@@ -91,6 +92,7 @@ def compare_runs(runs: Sequence[str | Path], data: str | Path, out: str | Path) 
 def _measure(decomposer: Decomposer, dataset: SliceDataset, name: str, data: str | Path) -> Result:
     settings = dataset.settings
     require_same_preparation(decomposer.settings, settings, str(data))
+    require_same_classes(decomposer.settings, settings, str(data))
     slices = SliceSet.encode(decomposer, dataset, name)
     depth = min(scores.DEPTH, len(slices))
     methods = rankers(slices, slices, depth=depth, lesion_classes=len(settings.lesion_classes))

@@ -19,7 +19,7 @@ from decomp_jax.training.checkpoint import digest, restore_for_inference
 
 
 @dataclasses.dataclass(frozen=True)
-class Codes:
+class CodeIndices:
     """Indices of the codes of both paths."""
 
     normal_indices: Integer[np.ndarray, "b h w"]
@@ -64,7 +64,7 @@ class Decomposer:
         self.model_digest = digest(variables)
         self._mesh = data_mesh()
         self._variables = jax.device_put(variables, replicated(self._mesh))
-        self._model = DecompositionNet.from_config(
+        self._model = DecompositionNet(
             config.model,
             size=settings.size,
             channels=len(settings.modalities),
@@ -94,9 +94,9 @@ class Decomposer:
         """Side of the code grid."""
         return self._model.grid
 
-    def encode(self, images: Float[np.ndarray, "b s s c"]) -> Codes:
+    def encode(self, images: Float[np.ndarray, "b s s c"]) -> CodeIndices:
         """Codes by the encoder alone."""
-        return Codes(*self._on_devices(self._encode, images))
+        return CodeIndices(*self._on_devices(self._encode, images))
 
     def decompose(self, images: Float[np.ndarray, "b s s c"]) -> Decomposition:
         """Codes, latents, segmentation and both paintings."""

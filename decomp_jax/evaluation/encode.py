@@ -54,3 +54,10 @@ def require_same_preparation(network: Settings, images: Settings, where: str) ->
         other = images.preprocessing[name]
         if other != value:
             raise UserError(f"{where}: prepared with {name}={other}, the network was trained on {value}; prepare alike")
+
+
+def require_same_classes(network: Settings, data: Settings, where: str) -> None:
+    """Raises UserError if the labels of the data are not those that the network was trained on."""
+    if data.lesion_classes != network.lesion_classes:
+        raise UserError(f"{where}: its lesion classes are {', '.join(data.lesion_classes)}, the network's "
+                        f"{', '.join(network.lesion_classes)}; train on data of the same classes")

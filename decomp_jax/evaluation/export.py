@@ -9,6 +9,7 @@ from decomp_jax.data.records import read_manifest
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.files import making
 from decomp_jax.provenance import source_commit
 from decomp_jax.training.checkpoint import restore_for_inference, write_exported
 
@@ -27,23 +28,22 @@ def export_run(workdir: str | Path, data: str | Path, report: str | Path, out: s
     Raises:
         UserError: `data` or `report` are of another run, or `out` exists.
     """
-    if Path(out).exists():
-        raise UserError(f"{out}: exists already; name another --out or remove it")
-    state, meta = restore_for_inference(workdir)
-    manifest, metrics = read_manifest(data), _read_metrics(Path(report) / "metrics.json")
-    if manifest["digest"] != meta["data_digest"]:
-        raise UserError(f"{data}: not the data that {workdir} was trained on")
-    if metrics["provenance"]["model_digest"] != Decomposer.restore(workdir).model_digest:
-        raise UserError(f"{report}: not of the newest checkpoint of {workdir}; write the report again")
-    meta["data"] = {name: manifest[name] for name in ("patients", "slices", "splits", "source")}
-    meta["config"]["data"]["dir"] = ""  # a path of this machine; the digest names the data
-    meta.setdefault("commit", f"{source_commit()}, at export: the run recorded none")
-    start = meta["config"]["train"]["init_from"]
-    if start and Path(start).is_dir():
-        before = restore_for_inference(start)[1]
-        meta["started_from"] = {name: before.get(name) for name in ("step", "config", "data", "data_digest", "commit")}
-    write_exported(out, state, meta)
-    (Path(out) / CARD).write_text(model_card(Path(out).name, meta, metrics))
+    with making(out) as folder:
+        state, meta = restore_for_inference(workdir)
+        manifest, metrics = read_manifest(data), _read_metrics(Path(report) / "metrics.json")
+        if manifest["digest"] != meta["data_digest"]:
+            raise UserError(f"{data}: not the data that {workdir} was trained on")
+        if metrics["provenance"]["model_digest"] != Decomposer.restore(workdir).model_digest:
+            raise UserError(f"{report}: not of the newest checkpoint of {workdir}; write the report again")
+        meta["data"] = {name: manifest[name] for name in ("patients", "slices", "splits", "source")}
+        meta["config"]["data"]["dir"] = ""  # a path of this machine; the digest names the data
+        meta.setdefault("commit", f"{source_commit()}, at export: the run recorded none")
+        start = meta["config"]["train"]["init_from"]
+        if start and Path(start).is_dir():
+            before = restore_for_inference(start)[1]
+            meta["started_from"] = {name: before.get(name) for name in ("step", "config", "data", "data_digest", "commit")}
+        write_exported(folder, state, meta)
+        (folder / CARD).write_text(model_card(Path(out).name, meta, metrics))
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

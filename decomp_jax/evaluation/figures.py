@@ -5,7 +5,7 @@ darker by class, cool for anatomy, one hue a structure, dark on the left side an
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
@@ -24,7 +24,9 @@ from decomp_jax.evaluation.tables import Mixed, Table
 INK, SOFT, ACCENT, BOUND = "#1c2733", "#8b97a3", "#0b5fa5", "#b3541e"
 LESION_COLOURS = ("#f7e04a", "#f0932b", "#c8321e", "#8a1c5c", "#ffb3a7")
 ANATOMY_COLOURS = ("#1b7f79", "#79c7bf", "#2a5caa", "#8fb4e3", "#7a4fa3", "#c3a4de")
-HITS = 5
+HITS = 5  # shown beside a query
+HITS_A_LINE = 5  # of a contact sheet
+EXAMPLES = 7  # slices with a lesion, of the decompositions
 CELL, GAP, CAPTION, TITLE = 1.32, 0.08, 0.42, 0.36  # inches: an image, between images, below one, above a block
 QUANTILES = (0.8, 0.5, 0.2)  # of Dice@5: the queries shown do well, middling and badly
 STYLE = {
@@ -90,13 +92,13 @@ def show(axes: Axes, rgb: Float[np.ndarray, "s s 3"], caption: str = "", *, fram
         spine.set(visible=frame is not None, color=frame, linewidth=2)
 
 
-def label_key(figure: Figure, settings: Settings, *, anatomy: bool, **placement: Any) -> None:
+def label_key(figure: Figure, settings: Settings, *, anatomy: bool) -> None:
     """Legend of the label colours."""
     named = list(zip(settings.lesion_classes, LESION_COLOURS))
     if anatomy:
         named = list(zip(settings.anatomy_classes, ANATOMY_COLOURS)) + named
     handles = [Patch(color=colour, label=name) for name, colour in named]
-    figure.legend(handles=handles, ncols=min(len(handles), 5), loc="lower center", handlelength=1, **placement)
+    figure.legend(handles=handles, ncols=min(len(handles), 5), loc="lower center", handlelength=1)
 
 
 # ---------------------------------------------------------------- Figure 3
@@ -191,11 +193,11 @@ def caption(row: np.void) -> str:
 # ---------------------------------------------------------------- Figure E.1
 
 
-def choose_examples(query: SliceSet, *, columns: int = 7) -> Integer[np.ndarray, "n"]:
+def choose_examples(query: SliceSet) -> Integer[np.ndarray, "n"]:
     """Slices from the largest lesion to small ones, by equal steps of rank, and one without a lesion."""
     area = (query.label > 0).sum((1, 2))
     order = np.flatnonzero(query.lesion)[np.argsort(-area[query.lesion], kind="stable")]
-    steps = np.unique(np.linspace(0.03 * len(order), 0.8 * len(order) - 1, columns).astype(int).clip(0))
+    steps = np.unique(np.linspace(0.03 * len(order), 0.8 * len(order) - 1, EXAMPLES).astype(int).clip(0))
     return np.concatenate([order[steps] if len(order) else order, np.flatnonzero(~query.lesion)[:1]]).astype(int)
 
 
@@ -236,7 +238,7 @@ def decomposition_figure(
 # ---------------------------------------------------------------- measures
 
 
-def selectivity_figure(retrieval: Table, measure: str = "dice@5") -> Figure:
+def selectivity_figure(retrieval: Table) -> Figure:
     """Each method's score for either target with its interval, between the other oracle's floor and the ceiling."""
     targets = [target for target in ("normal", "abnormal") if target in retrieval["random"]]
     methods = [name for name in METHODS if name in retrieval and name not in ("oracle_both", "lesion_grid")]
@@ -244,14 +246,14 @@ def selectivity_figure(retrieval: Table, measure: str = "dice@5") -> Figure:
     panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     heights = np.arange(len(methods))[::-1]
     for axes, target in zip(panels, targets):
-        values = [retrieval[name][target][measure] for name in methods]
+        values = [retrieval[name][target]["dice@5"] for name in methods]
         colours = [ACCENT if name == target else SOFT if name.startswith("oracle") else INK for name in methods]
         for y, value, colour in zip(heights, values, colours):
             axes.plot(value[1:], (y, y), color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="butt")
             axes.plot(value[0], y, "o", color=colour, markersize=6)
         other = f"oracle_{'abnormal' if target == 'normal' else 'normal'}"
         if other in retrieval and len(targets) == 2:
-            floor = retrieval[other][target][measure][0]
+            floor = retrieval[other][target]["dice@5"][0]
             axes.axvline(floor, color=BOUND, linewidth=1, linestyle=(0, (4, 3)))
             axes.text(floor, len(methods) - 0.35, " floor", color=BOUND, fontsize=8, va="bottom")
         axes.set(title=_TARGET_TITLES[target], xlabel="Dice@5, mean over patients, 95 % interval")
@@ -334,17 +336,17 @@ def _curves(lines: Sequence[dict[str, float]]) -> dict[str, dict[str, list[tuple
 
 
 def contact_sheet(
-    queries: Sequence[Tile], hits: Sequence[Tile], *, heading: str, note: str, settings: Settings, columns: int = 5
+    queries: Sequence[Tile], hits: Sequence[Tile], *, heading: str, note: str, settings: Settings
 ) -> Figure:
     """Query images in a column, framed, beside their hits in lines."""
-    lines = max(-(-len(hits) // columns), len(queries))
-    width = (1 + columns) * (CELL + GAP) + 3 * GAP
+    lines = max(-(-len(hits) // HITS_A_LINE), len(queries))
+    width = (1 + HITS_A_LINE) * (CELL + GAP) + 3 * GAP
     height = lines * (CELL + CAPTION) + 1.15
     figure = Figure(figsize=(width, height))
     figure.text(GAP / width, 1 - 0.25 / height, heading, fontsize=11, fontweight="bold")
     figure.text(GAP / width, 1 - 0.43 / height, note, fontsize=7.5, color=SOFT)
     places = [(0, i, tile, ACCENT) for i, tile in enumerate(queries)]
-    places += [(1 + i % columns, i // columns, tile, None) for i, tile in enumerate(hits)]
+    places += [(1 + i % HITS_A_LINE, i // HITS_A_LINE, tile, None) for i, tile in enumerate(hits)]
     for column, line, (rgb, name), frame in places:
         x = column * (CELL + GAP) + GAP * (1 if column == 0 else 3)
         y = height - 0.55 - CELL - line * (CELL + CAPTION)

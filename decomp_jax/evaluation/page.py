@@ -46,7 +46,7 @@ def write_page(path: Path, metrics: Table, figures: dict[str, Path], config: dic
     """Writes the page: `metrics` as `report.measure` gives them, `figures` PNG files by name."""
     parts = (
         _opening(metrics), _examples(figures), _selectivity(metrics, figures), _mixed(metrics),
-        _decomposition(metrics, figures), _findings(metrics, config), _details(metrics), _network(metrics, figures),
+        _decomposition(metrics, figures), _findings(metrics, config), _details(metrics), _network(metrics, figures, config),
         _reading(metrics["protocol"]), _limits(metrics), _provenance(metrics, config),
     )
     path.write_text(f"""<!doctype html>
@@ -360,7 +360,9 @@ _STRATA = {
 }
 
 
-def _network(metrics: Table, figures: dict[str, Path]) -> str:
+def _network(metrics: Table, figures: dict[str, Path], config: dict[str, Any]) -> str:
+    nothing = """ In the abnormal codebook one code stands for cells without a finding; it should take nearly all cells
+        of lesion-free slices.""" if config["model"]["nothing_threshold"] else ""
     rows = [
         [path, str(book["size"]), kind, str(use["used"]), number(use["perplexity"], 1),
          number(100 * use["most common"], 0, " %")]
@@ -370,8 +372,7 @@ def _network(metrics: Table, figures: dict[str, Path]) -> str:
         "Inside the network",
         figure(figures, "training", "Losses, validation measures and perplexity of the codebooks by training step."),
         table(("codebook", "codes", "over", "in use", "perplexity", "most common code"), rows),
-        figure(figures, "codebooks", """How often each code is used. In the abnormal codebook one code stands for
-            cells without a finding; it should take nearly all cells of lesion-free slices."""),
+        figure(figures, "codebooks", f"How often each code is used.{nothing}"),
     )
 
 

@@ -114,13 +114,13 @@ def _pixels_of(
     try:
         if read_manifest(data)["digest"] == bank.meta["data_digest"]:
             dataset = SliceDataset(data, split)
-            if not np.array_equal(dataset.rows, bank.rows):
+            if any(not np.array_equal(dataset.rows[name], bank.rows[name]) for name in ("patient_id", "slice_index")):
                 raise UserError("a joined bank holds rows of several splits")
             stacked = dataset.stack(("image", "label"), rows)
             known = dataset.rows["labelled"][rows]
             labels = [label if labelled else None for label, labelled in zip(stacked["label"], known)]
             return stacked["image"], labels, "Hits: with their labels, where they have any."
-        reason = "has changed since the bank was encoded"
+        reason = "has changed since the bank was encoded, or is not the only one in it"
     except (UserError, OSError):
         reason = "is not there, or not the only one in the bank"
     print(f"{data}: the data set {reason}; the sheet shows what the network paints from the codes", file=sys.stderr)

@@ -17,7 +17,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.evaluation import figures, scores, tables
 from decomp_jax.evaluation.counterfactual import counterfactual_table
 from decomp_jax.evaluation.decomposer import Decomposer
-from decomp_jax.evaluation.encode import require_same_preparation
+from decomp_jax.evaluation.encode import require_same_classes, require_same_preparation
 from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import METHODS, rankers
 from decomp_jax.evaluation.slices import SliceSet, decomposed
@@ -43,9 +43,7 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
     datasets = {split: SliceDataset(data, split) for split in ("query", reference)}
     settings = datasets["query"].settings
     require_same_preparation(decomposer.settings, settings, str(data))
-    if settings.lesion_classes != decomposer.settings.lesion_classes:
-        raise UserError(f"{data}: its lesion classes are {', '.join(settings.lesion_classes)}, the network's "
-                        f"{', '.join(decomposer.settings.lesion_classes)}; train on data of the same classes")
+    require_same_classes(decomposer.settings, settings, str(data))
     _require_disjoint(datasets, data)
     query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
     with mpl.rc_context(figures.STYLE):

@@ -10,6 +10,7 @@ import numpy as np
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import replacing
+from decomp_jax.mesh import data_mesh
 from decomp_jax.retrieval.bank import CodeBank, require_same_model
 from decomp_jax.retrieval.search import Hits
 
@@ -47,7 +48,7 @@ def search_banks(
         normal=None if by == "abnormal" else queries.normal_indices[normal_rows],
         abnormal=None if by == "normal" else queries.abnormal_indices[abnormal_rows],
         k=k, exclude=queries.rows["patient_id"][query_rows] if exclude_same_patient else None,
-        one_per_patient=one_per_patient, mesh=jax.make_mesh((jax.device_count(),), ("data",)),
+        one_per_patient=one_per_patient, mesh=data_mesh(),
     )
     if jax.process_index() == 0:
         write_hits(out, hits, bank.rows)

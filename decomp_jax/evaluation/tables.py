@@ -123,8 +123,10 @@ def strata(scores: Scores, query: SliceSet, bootstrap: Bootstrap) -> Table:
         edges = np.nanquantile(values, (1 / 3, 2 / 3))
         third = np.where(np.isnan(values), -1, np.searchsorted(edges, values))
         for i, part in enumerate(parts):
+            if i not in third:  # many slices of one value
+                continue
             chosen = {name: np.where(third == i, scores[name], np.nan) for name in names}
-            bounds = [float(np.nanmin(values[third == i])), float(np.nanmax(values[third == i]))] if i in third else []
+            bounds = [float(np.nanmin(values[third == i])), float(np.nanmax(values[third == i]))]
             table.setdefault(by, {})[part] = {"from_to": bounds, **Summary.of(chosen, bootstrap).nested()}
     return table
 
@@ -137,24 +139,26 @@ class Mixed(NamedTuple):
 
 
 def mixed_queries(
-    query: SliceSet, reference: SliceSet, relevances: Overlap, *, k: int = 5, seed: int = 0
+    query: SliceSet, reference: SliceSet, relevances: Overlap, *, seed: int = 0
 ) -> Mixed | None:
     """Searches with the anatomy of one slice, A, and the lesion of another patient's, B, scored against both.
 
     Each query slice with a lesion (of more than `MIXED_PAIRS`, a draw of so many) is A once; B is drawn among those of
     other patients. `oracle of both` ranks by the mean of both true overlaps: what the references hold. None without
-    anatomy or with lesions of a single patient.
+    anatomy, without labels among the references, or with lesions of a single patient.
     """
     lesion = np.flatnonzero(query.lesion)
-    if query.anatomy is None or len(np.unique(query.rows["patient_id"][lesion])) < 2:
+    if query.anatomy is None or not reference.rows["labelled"].any():
+        return None
+    if len(np.unique(query.rows["patient_id"][lesion])) < 2:
         return None
     pairs = _draw_pairs(query.rows["patient_id"], lesion, np.random.default_rng(seed))
     blocks = np.array_split(pairs, -(-len(pairs) // QUERY_BLOCK))
-    parts = [dict(_mixed_scores(query, reference, relevances, block, k)) for block in blocks]
+    parts = [dict(_mixed_scores(query, reference, relevances, block)) for block in blocks]
     return Mixed(pairs, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def mixed_table(mixed: Mixed | None, query: SliceSet, *, k: int = 5) -> Table:
+def mixed_table(mixed: Mixed | None, query: SliceSet) -> Table:
     """`mixed[method][target]["dice@5"]`, and what a mix keeps of either half alone; patients are those of A."""
     if mixed is None:
         return {}
@@ -162,7 +166,7 @@ def mixed_table(mixed: Mixed | None, query: SliceSet, *, k: int = 5) -> Table:
 
     def kept(mix: str, half_a: str, half_b: str) -> Table:
         return {
-            target: summary.compare((mix, target, f"dice@{k}"), (half, target, f"dice@{k}"))
+            target: summary.compare((mix, target, "dice@5"), (half, target, "dice@5"))
             for target, half in (("anatomy of A", half_a), ("lesion of B", half_b))
         }
 
@@ -182,14 +186,14 @@ def _draw_pairs(patients: np.ndarray, slices: np.ndarray, rng: np.random.Generat
 
 
 def _mixed_scores(
-    query: SliceSet, reference: SliceSet, relevances: Overlap, pairs: Integer[np.ndarray, "m 2"], k: int
+    query: SliceSet, reference: SliceSet, relevances: Overlap, pairs: Integer[np.ndarray, "m 2"]
 ) -> Iterator[tuple[tuple[str, str, str], Float[np.ndarray, "m"]]]:
     a, b = pairs.T
     of_a, of_b = relevances(a), relevances(b)
     excluded = same_patient(query, reference, a) | same_patient(query, reference, b)
     normal, abnormal = query.bank.normal_indices[a], query.bank.abnormal_indices[b]
-    search = functools.partial(reference.bank.search, k=k, exclude=query.rows["patient_id"][pairs])
-    best = functools.partial(relevance.nearest, excluded=excluded, k=k)
+    search = functools.partial(reference.bank.search, k=5, exclude=query.rows["patient_id"][pairs])
+    best = functools.partial(relevance.nearest, excluded=excluded, k=5)
     anatomy, lesion = of_a["normal"]["dice"], of_b["abnormal"]["dice"]
     rows = {
         "mixed": search(normal=normal, abnormal=abnormal).rows,
@@ -207,7 +211,7 @@ def _mixed_scores(
     for method, hits in rows.items():
         for target, kinds in targets.items():
             gains = relevance.gains_of(kinds["dice"], np.asarray(hits))
-            yield (method, target, f"dice@{k}"), relevance.mean_gain(gains, k)
+            yield (method, target, "dice@5"), relevance.mean_gain(gains, 5)
 
 
 def segmentation_summary(query: SliceSet, classes: tuple[str, ...]) -> Summary:

@@ -19,6 +19,8 @@ LAYOUT_WHOLE = 0.7
 # Deviation of local contrast in the channels of z_e_normal that carry the structure. Beside LAYOUT_SCALE it decides what
 # the two codes weigh where their distances are added up: at 1, a mix of two images keeps about as much of either.
 STRUCTURE_SCALE = 1.0
+# Lesion pixels from which on a cell's lesion code is trained.
+CELL_PIXELS = 3
 # Structure under a pasted lesion counts so many times: one cell in fifty alone teaches what a lesion hides.
 PASTED_WEIGHT = 5.0
 
@@ -29,7 +31,6 @@ def objective(
     weights: LossWeights,
     *,
     margin: float,
-    cell_pixels: int = 3,
     nothing: bool,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weighted sum of the terms, and each term alone (mean over the batch, unweighted).
@@ -38,7 +39,6 @@ def objective(
 
     Args:
         margin: pi of equation 3.
-        cell_pixels: lesion pixels from which on a cell's lesion code is trained.
         nothing: cells without a finding carry the "nothing" code; otherwise the abnormal path is trained on all cells
             of images with a lesion, as in the paper.
     """
@@ -54,7 +54,7 @@ def objective(
     pixels_in_cell = (size // grid) ** 2
     all_cells = jnp.ones_like(fraction)
     lesion_cells = (
-        (fraction > (cell_pixels - 0.5) / pixels_in_cell).astype(jnp.float32)
+        (fraction > (CELL_PIXELS - 0.5) / pixels_in_cell).astype(jnp.float32)
         if nothing
         else all_cells * has_lesion[:, None, None]
     )

@@ -16,54 +16,38 @@ from decomp_jax.types import Codes, Latents, Outputs
 class DecompositionNet(nn.Module):
     """Splits an image into a normal and an abnormal code, and paints it with and without the lesion.
 
-    Attributes mirror `ModelConfig`; `channels` is the number of modalities, `lesion_classes` excludes background.
+    Attributes:
+        size: side S of the images.
+        channels: number of modalities C.
+        lesion_classes: excludes the background.
     """
 
+    config: ModelConfig
     size: int
     channels: int
     lesion_classes: int
-    widths: tuple[int, ...]
-    encoder_widening: int
-    full_resolution_block: bool
-    code_dim: int
-    codebook_size: int
-    own_blocks: int
-    spade_width: int
-    spade_stop_gradient: bool
-    nothing_threshold: float
-    rotation_trick: bool
-    dtype: jnp.dtype
-
-    @classmethod
-    def from_config(cls, config: ModelConfig, *, size: int, channels: int, lesion_classes: int) -> "DecompositionNet":
-        return cls(
-            size=size,
-            channels=channels,
-            lesion_classes=lesion_classes,
-            widths=config.widths,
-            encoder_widening=config.encoder_widening,
-            full_resolution_block=config.full_resolution_block,
-            code_dim=config.code_dim,
-            codebook_size=config.codebook_size,
-            own_blocks=config.own_blocks,
-            spade_width=config.spade_width,
-            spade_stop_gradient=config.spade_stop_gradient,
-            nothing_threshold=config.nothing_threshold,
-            rotation_trick=config.rotation_trick,
-            dtype=jnp.dtype(config.dtype),
-        )
 
     @property
     def grid(self) -> int:
         """Side of the code grid: each encoder level halves the image."""
-        return self.size // 2 ** len(self.widths)
+        return self.size // 2 ** len(self.config.widths)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.config.dtype)
 
     def setup(self) -> None:
-        encoder_widths = tuple(self.encoder_widening * width for width in self.widths)
-        self.encoder = Encoder(encoder_widths, self.full_resolution_block, self.code_dim, self.own_blocks, self.dtype)
-        self.segmentation_decoder = SegmentationDecoder(self.widths, self.lesion_classes + 1, self.dtype)
-        self.image_decoder = ImageDecoder(self.widths, self.channels, self.spade_width, self.dtype)
-        shape = (self.codebook_size, self.code_dim)
+        config = self.config
+        self.encoder = Encoder(
+            tuple(config.encoder_widening * width for width in config.widths),
+            config.full_resolution_block,
+            config.code_dim,
+            config.own_blocks,
+            self.dtype,
+        )
+        self.segmentation_decoder = SegmentationDecoder(config.widths, self.lesion_classes + 1, self.dtype)
+        self.image_decoder = ImageDecoder(config.widths, self.channels, config.spade_width, self.dtype)
+        shape = (config.codebook_size, config.code_dim)
         self.normal_codebook = self.param("normal_codebook", vq.init_codebook, shape)
         self.abnormal_codebook = self.param("abnormal_codebook", vq.init_codebook, shape)
 
@@ -83,19 +67,19 @@ class DecompositionNet(nn.Module):
     def codebooks(self) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
         """Normal and abnormal codebook; code 0 of the latter is the zero vector where "nothing" is in use."""
         abnormal = self.abnormal_codebook
-        return self.normal_codebook, abnormal.at[0].set(0.0) if self.nothing_threshold else abnormal
+        return self.normal_codebook, abnormal.at[0].set(0.0) if self.config.nothing_threshold else abnormal
 
     def quantize(self, latents: Latents) -> Codes:
         normal_codebook, abnormal_codebook = self.codebooks()
         normal_indices = vq.nearest_code(latents.normal, normal_codebook)
-        if self.nothing_threshold:
+        if self.config.nothing_threshold:
             lesion_indices = 1 + vq.nearest_code(latents.abnormal, abnormal_codebook[1:])
-            abnormal_indices = jnp.where(vq.is_finding(latents.abnormal, self.nothing_threshold), lesion_indices, 0)
+            abnormal_indices = jnp.where(vq.is_finding(latents.abnormal, self.config.nothing_threshold), lesion_indices, 0)
         else:
             lesion_indices = abnormal_indices = vq.nearest_code(latents.abnormal, abnormal_codebook)
         z_q_normal = vq.lookup(normal_indices, normal_codebook)
         z_q_abnormal = vq.lookup(abnormal_indices, abnormal_codebook)
-        through = vq.rotate_through if self.rotation_trick else vq.straight_through
+        through = vq.rotate_through if self.config.rotation_trick else vq.straight_through
         return Codes(
             normal_indices=normal_indices,
             abnormal_indices=abnormal_indices,
@@ -132,4 +116,4 @@ class DecompositionNet(nn.Module):
         if seg_logits is None:
             return jnp.zeros((1, self.size, self.size, self.lesion_classes), self.dtype)
         layout = masked_logits(seg_logits)
-        return jax.lax.stop_gradient(layout) if self.spade_stop_gradient else layout
+        return jax.lax.stop_gradient(layout) if self.config.spade_stop_gradient else layout

@@ -11,10 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import jax
@@ -23,7 +21,7 @@ from jaxtyping import Bool, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
-from decomp_jax.files import disk_space
+from decomp_jax.files import making
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.search import Hits, search
 
@@ -194,8 +192,6 @@ class BankWriter:
         grid: tuple[int, int], meta: Mapping[str, Any] | None = None,
     ) -> None:
         self._out = Path(out)
-        if self._out.exists():
-            raise UserError(f"{out}: exists already; remove it or name another directory")
         empty = np.zeros((0, *grid), np.uint16)
         self._model = CodeBank.from_arrays(
             normal_indices=empty, abnormal_indices=empty, normal_codebook=normal_codebook,
@@ -206,14 +202,11 @@ class BankWriter:
 
     def __enter__(self) -> "BankWriter":
         shape = (len(self._rows), *self._model.grid)
-        with contextlib.ExitStack() as undo:
-            undo.enter_context(disk_space(self._out))
-            self._out.parent.mkdir(parents=True, exist_ok=True)
-            self._partial = self._out.with_name(f".{self._out.name}.partial-{os.getpid()}")
-            undo.callback(shutil.rmtree, self._partial, ignore_errors=True)
-            self._partial.mkdir()
+        with contextlib.ExitStack() as stack:
+            self._partial = stack.enter_context(making(self._out))
             self._files = {part: _HashedFile(self._partial / f"{part}_indices.npy", shape) for part in PARTS}
-            undo.pop_all()
+            stack.push(self._close)
+            self._stack = stack.pop_all()
         return self
 
     def append(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> None:
@@ -225,20 +218,16 @@ class BankWriter:
         _check_shapes(piece, "")
         for part in PARTS:
             _check_range(piece, part, getattr(piece, f"{part}_indices"))
-            with disk_space(self._out):
-                self._files[part].write(getattr(piece, f"{part}_indices").astype(np.uint16))
+            self._files[part].write(getattr(piece, f"{part}_indices").astype(np.uint16))
         self._written += len(piece)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
-    ) -> None:
-        try:
-            with disk_space(self._out):
-                sums = {f"{part}_indices.npy": file.close() for part, file in self._files.items()}
-                if kind is None:
-                    self._finish(sums)
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _close(self, kind: type[BaseException] | None, *_: Any) -> None:
+        sums = {f"{part}_indices.npy": file.close() for part, file in self._files.items()}
+        if kind is None:
+            self._finish(sums)
 
     def _finish(self, sums: dict[str, str]) -> None:
         if self._written != len(self._rows):
@@ -249,7 +238,6 @@ class BankWriter:
             sums[file] = _sha256(self._partial / file)
         header = {**self._model.meta, "format_version": FORMAT_VERSION, "checksums": sums}
         (self._partial / "bank.json").write_text(json.dumps(header, indent=2) + "\n")
-        os.replace(self._partial, self._out)
 
 
 class _HashedFile:

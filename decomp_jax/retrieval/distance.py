@@ -70,7 +70,7 @@ def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
     return Tables(exact, lower, step, unit)
 
 
-class Codes(NamedTuple):
+class DistinctCodes(NamedTuple):
     """Distinct codes, sharded over their number n, a multiple of BLOCK.
 
     Attributes:
@@ -117,7 +117,7 @@ def _sharded(function: Callable, mesh: Mesh) -> Callable:
     ))
 
 
-def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
+def _nearest(codes: DistinctCodes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
     # XLA's CPU compiler sorts everything where an output of top_k is sliced, so all of it is used: the last group is
     # looked at although the others would do.
     bounds, group = lax.top_k(-group_minima(codes.indices, tables.lower, queries).astype(jnp.float32), groups)
@@ -135,7 +135,7 @@ def _nearest(codes: Codes, tables: Tables, queries: Array, exclude: Array, *, gr
     return Nearest(distance, code + offset.astype(code.dtype), certain[:, None])
 
 
-def _every(codes: Codes, tables: Tables, queries: Array, exclude: Array) -> Array:
+def _every(codes: DistinctCodes, tables: Tables, queries: Array, exclude: Array) -> Array:
     distance = lax.map(lambda query: _add_up(codes.indices, tables.exact[:, query]), queries)
     return jnp.where(_allowed(codes.owners, exclude), distance, NO_DISTANCE)
 

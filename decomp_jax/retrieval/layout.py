@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from decomp_jax.retrieval.distance import BLOCK, NOBODY, SEVERAL, Codes
+from decomp_jax.retrieval.distance import BLOCK, NOBODY, SEVERAL, DistinctCodes
 
 READ_AT_ONCE = 1 << 12
 # Where an array in memory must begin for JAX to take it as a device's without a copy.
@@ -35,7 +35,7 @@ class Layout:
         patients: int32 [N], number of each row's patient.
     """
 
-    codes: Codes
+    codes: DistinctCodes
     members: Members
     patients: np.ndarray
 
@@ -68,7 +68,7 @@ def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.n
     patient, starts = patients[order], members.starts[:-1]
     first, last = np.minimum.reduceat(patient, starts), np.maximum.reduceat(patient, starts)
     owners[:len(first_row)] = np.where(first == last, first, SEVERAL)
-    codes = Codes(_gather(read, first_row, size), owners)
+    codes = DistinctCodes(_gather(read, first_row, size), owners)
     return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), members, patients)
 
 

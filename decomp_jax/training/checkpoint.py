@@ -182,7 +182,6 @@ def restore_for_inference(workdir: str | Path) -> tuple[dict[str, Any], dict[str
 
 def write_exported(folder: str | Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
     """A run that `restore_for_inference` reads, without its optimiser: NumPy arrays and JSON, a few MB."""
-    Path(folder).mkdir(parents=True)
     kept = {name: state[name] for name in ("params", "batch_stats", "codebook_stats")}
     np.savez_compressed(Path(folder) / PARAMETERS, **flatten_dict(kept, sep="/"))
     (Path(folder) / META).write_text(json.dumps(meta, indent=1) + "\n")

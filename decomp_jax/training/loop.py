@@ -78,7 +78,7 @@ def _run(
         with replacing(workdir / "config.json") as file:
             file.write_text(json.dumps(meta, indent=1))
     writer = MetricWriter(workdir, int(state.step), tensorboard=config.train.tensorboard)
-    validation = Validation.of(config, model)
+    validation = Validation.of(config, model, mesh)
     try:
         state = _train(config, model, mesh, dataset, state, checkpoints, writer, validation, meta, stop)
     finally:
@@ -106,7 +106,7 @@ def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
             f"--config.model.code_dim: must be at least {least}, for the lesion classes and modalities of "
             f"{config.data.dir}"
         )
-    return DecompositionNet.from_config(config.model, size=size, channels=channels, lesion_classes=classes)
+    return DecompositionNet(config.model, size=size, channels=channels, lesion_classes=classes)
 
 
 def start_state(
@@ -129,18 +129,15 @@ def _refuse_other_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             f"--config.data.dir={ours['config']['data']['dir']}: not the data this run was trained on; "
             "take another --workdir"
         )
+    started = Config.from_dict(theirs["config"]).to_dict()  # settings that are younger than the run have their defaults
     for part in ("model", "weights", "augment", "train"):
         for name, value in ours["config"][part].items():
-            before = theirs["config"][part].get(name)
+            before = started[part][name]
             free = name in ("checkpoint_every", "log_every", "eval_every", "tensorboard")
-            if not free and _plain(value) != _plain(before):
+            if not free and value != before:
                 raise UserError(
                     f"--config.{part}.{name}={value}: this run was started with {before}; take another --workdir"
                 )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_parameters_of(workdir: str, state: State) -> State:
@@ -201,9 +198,10 @@ def _train(
                 line = log.take(train.batch_size)
                 bar.set_postfix(loss=f"{line['train/loss/total']:.3f}")
                 if evaluate:
-                    values, images = validation(state if last else settled(state))
-                    line |= values
-                    writer.write_images(step, images)
+                    evaluated = state if last else settled(state)
+                    line |= validation(evaluated)
+                    if train.tensorboard:
+                        writer.write_images(step, validation.panels(evaluated))
                 writer.write(step, line)
                 log.restart_clock()
             if step % train.checkpoint_every == 0 or last:

@@ -41,7 +41,7 @@ class MetricWriter:
             with replacing(self._path) as file:
                 file.write_text("".join(_lines_up_to(self._path, start_step)))
         self._file = self._path.open("a")
-        self._board = _open_tensorboard(workdir) if tensorboard else None
+        self._board = _open_tensorboard(workdir) if tensorboard and jax.process_index() == 0 else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with disk_space(self._path):

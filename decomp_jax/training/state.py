@@ -39,7 +39,7 @@ def create_state(config: Config, model: DecompositionNet, tx: optax.GradientTran
     def init() -> State:
         image = jnp.zeros((1, model.size, model.size, model.channels))
         variables = model.init(jax.random.key(config.train.seed), image, quantised=0.0, train=False)
-        empty = CodebookStats.zeros(model.codebook_size, model.code_dim)
+        empty = CodebookStats.zeros(config.model.codebook_size, config.model.code_dim)
         return State(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],

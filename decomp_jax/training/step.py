@@ -53,7 +53,7 @@ def train_step(
             targets,
             config.weights,
             margin=config.train.margin,
-            nothing=bool(model.nothing_threshold),
+            nothing=bool(config.model.nothing_threshold),
         )
         return total, (terms, outputs, updates["batch_stats"])
 
@@ -67,7 +67,7 @@ def train_step(
         "loss/total": total,
         **{f"term/{name}": value for name, value in terms.items()},
         "gradient_norm": optax.tree.norm(gradients),
-        **codebook_metrics(outputs, model.codebook_size),
+        **codebook_metrics(outputs, config.model.codebook_size),
     }
     return State(state.step + 1, params, batch_stats, stats, opt_state), metrics
 

@@ -1,120 +1,153 @@
 """A pass over the validation patients during training: the objective, segmentation and retrieval, without augmentation."""
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
 
 from decomp_jax.config import Config
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.losses.objective import objective
+from decomp_jax.mesh import split_over, to_host
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.retrieval import CodeBank, relevance
+from decomp_jax.retrieval.bank import PARTS
 from decomp_jax.training.state import State
 from decomp_jax.types import Targets
 
 PANELS = 4
 HITS = 5
+QUERY_BLOCK = 256
 
 
 class Validation:
-    """Called with a state, returns metrics by name and image panels.
+    """Called with a state, returns metrics by name.
 
     Retrieval is leave-one-patient-out among the validation slices: the mean Dice (over classes, then queries) of the
     `HITS` nearest slices of other patients, for lesions by the abnormal code and for anatomy by the normal code.
     """
 
-    def __init__(self, config: Config, model: DecompositionNet, dataset: SliceDataset) -> None:
-        self._dataset, self._model = dataset, model
+    def __init__(self, config: Config, model: DecompositionNet, mesh: Mesh, dataset: SliceDataset) -> None:
+        self._dataset, self._model, self._mesh = dataset, model, mesh
         self._labelled = np.flatnonzero(dataset.rows["labelled"])
-        self._batch_size = min(config.train.batch_size, len(self._labelled))
-        self._fields = ("image", "label") + (("anatomy",) if dataset.settings.anatomy_classes else ())
-        self._forward = jax.jit(functools.partial(_forward, model=model, config=config))
+        self._batch_size = min(config.train.batch_size, -(-len(self._labelled) // mesh.size) * mesh.size)
+        self._targets = {"abnormal": ("label", len(dataset.settings.lesion_classes))}
+        if dataset.settings.anatomy_classes:
+            self._targets["normal"] = ("anatomy", len(dataset.settings.anatomy_classes))
+        self._measure = jax.jit(functools.partial(_measure, model=model, config=config))
+        self._paint = jax.jit(functools.partial(_paint, model=model))
 
     @classmethod
-    def of(cls, config: Config, model: DecompositionNet) -> Self | None:
+    def of(cls, config: Config, model: DecompositionNet, mesh: Mesh) -> Self | None:
         """None if the configuration asks for none or the data set has no labelled validation slice."""
         if not config.train.eval_every or "validation" not in read_manifest(config.data.dir)["splits"]:
             return None
         dataset = SliceDataset(config.data.dir, "validation")
-        return cls(config, model, dataset) if dataset.rows["labelled"].any() else None
+        return cls(config, model, mesh, dataset) if dataset.rows["labelled"].any() else None
 
-    def __call__(self, state: State) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        passes = []
-        for batch, valid in split_batches(self._dataset, self._fields, self._batch_size, self._labelled):
-            terms, arrays = jax.device_get(self._forward(state.params, state.batch_stats, batch["image"], batch["label"]))
-            arrays |= {name: batch[name] for name in self._fields}
-            passes.append((valid, terms, {name: value[:valid] for name, value in arrays.items()}))
-        total = sum(valid for valid, _, _ in passes)
+    def __call__(self, state: State) -> dict[str, float]:
+        passes, kept, counts = [], [], 0
+        for batch, valid, (terms, arrays) in self._passes(self._measure, state, self._labelled):
+            arrays = {name: value[:valid] for name, value in arrays.items()}
+            passes.append((valid, terms))
+            counts = counts + self._pixel_counts(batch["label"][:valid], arrays["predicted"])
+            kept.append({name: batch[name][:valid] for name, _ in self._targets.values()}
+                        | {f"{path}_indices": arrays[f"{path}_indices"].astype(np.uint16) for path in PARTS})
         values = {
-            f"val/{name}": float(sum(valid * terms[name] for valid, terms, _ in passes) / total)
+            f"val/{name}": float(sum(valid * terms[name] for valid, terms in passes) / len(self._labelled))
             for name in passes[0][1]
         }
-        arrays = {name: np.concatenate([part[name] for _, _, part in passes]) for name in passes[0][2]}
-        return values | self._dice(arrays) | self._retrieval(arrays, state.params), _panels(arrays)
+        for name, (shared, either) in zip(self._dataset.settings.lesion_classes, counts):
+            values[f"val/segmentation_dice/{name}"] = float(2 * shared / max(either, 1))
+        arrays = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+        return values | self._retrieval(arrays, state.params)
 
-    def _dice(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
-        """Dice of each lesion class, over all validation pixels."""
-        label, predicted = arrays["label"], arrays["predicted"]
-        return {
-            f"val/segmentation_dice/{name}": float(
-                2 * np.sum((label == c) & (predicted == c)) / max(np.sum(label == c) + np.sum(predicted == c), 1)
-            )
-            for c, name in enumerate(self._dataset.settings.lesion_classes, 1)
-        }
+    def panels(self, state: State) -> dict[str, np.ndarray]:
+        """Input, x_plus and x_minus side by side [PANELS,S,3S,1], of slices spread over those with a lesion."""
+        rows = self._labelled[self._dataset.rows["has_abnormality"][self._labelled]]
+        rows = rows if len(rows) else self._labelled
+        rows = rows[np.linspace(0, len(rows) - 1, PANELS).astype(int)]
+        panels = [panel[:valid] for _, valid, panel in self._passes(self._paint, state, rows)]
+        return {"val/image_plus_minus": np.concatenate(panels)}
+
+    def _passes(
+        self, function: Callable[..., Any], state: State, rows: np.ndarray
+    ) -> Iterator[tuple[dict[str, np.ndarray], int, Any]]:
+        """Padded batches {image, label, anatomy} of the rows, how many rows of each are valid, what `function` gives."""
+        fields = ("image", *(name for name, _ in self._targets.values()))
+        for batch, valid in split_batches(self._dataset, fields, self._batch_size, rows):
+            image, label = (split_over(self._mesh, batch[name]) for name in ("image", "label"))
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            yield batch, valid, to_host(function(variables, image, label))
+
+    def _pixel_counts(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Pixels [classes,2] of each lesion class in both maps, and in the one plus those in the other."""
+        return np.array([
+            (np.sum((label == c) & (predicted == c)), np.sum(label == c) + np.sum(predicted == c))
+            for c in range(1, len(self._dataset.settings.lesion_classes) + 1)
+        ])
 
     def _retrieval(self, arrays: dict[str, np.ndarray], params: Any) -> dict[str, float]:
-        rows, settings = self._dataset.rows[self._labelled], self._dataset.settings
+        rows = self._dataset.rows[self._labelled]
         normal_codebook, abnormal_codebook = self._model.apply({"params": params}, method="codebooks")
         bank = CodeBank.from_arrays(
-            normal_indices=arrays["normal_indices"].astype(np.uint16),
-            abnormal_indices=arrays["abnormal_indices"].astype(np.uint16),
+            normal_indices=arrays["normal_indices"],
+            abnormal_indices=arrays["abnormal_indices"],
             normal_codebook=np.asarray(normal_codebook),
             abnormal_codebook=np.asarray(abnormal_codebook),
             rows=rows,
         )
-        targets = {"abnormal": (arrays["label"], len(settings.lesion_classes), np.flatnonzero(rows["has_abnormality"]))}
-        if settings.anatomy_classes:
-            targets["normal"] = (arrays["anatomy"], len(settings.anatomy_classes), np.arange(len(rows)))
-        values = {}
-        for path, (labels, classes, queries) in targets.items():
+        values: dict[str, float] = {}
+        for path, (name, classes) in self._targets.items():
+            queries = np.flatnonzero(rows["has_abnormality"]) if path == "abnormal" else np.arange(len(rows))
             indices = getattr(bank, f"{path}_indices")[queries]
             hits = bank.search(**{path: indices}, k=HITS, exclude=rows["patient_id"][queries])
-            dice = relevance.mean_over_classes(relevance.class_dice(labels[queries], labels, classes=classes))
-            gains = relevance.mean_gain(relevance.gains_of(np.asarray(dice), np.asarray(hits.rows)), HITS)
+            gains = relevance.mean_gain(_dice_of_hits(arrays[name], queries, np.asarray(hits.rows), classes), HITS)
             if not np.isnan(gains).all():  # a single validation patient has nobody to be compared with
                 values[f"val/retrieval/{path}_dice@{HITS}"] = float(np.nanmean(gains))
         return values
 
 
-def _forward(
-    params: Any, batch_stats: Any, image: jax.Array, label: jax.Array, *, model: DecompositionNet, config: Config
+def _dice_of_hits(
+    labels: UInt8[np.ndarray, "n s s"], queries: Int[np.ndarray, "q"], rows: Int[np.ndarray, "q k"], classes: int
+) -> Float[np.ndarray, "q k"]:
+    """Dice of each query with each of its hits, mean over classes; NaN where there is no hit."""
+    pairs = jax.jit(jax.vmap(lambda query, hits: relevance.mean_over_classes(
+        relevance.class_dice(query[None], hits, classes=classes))[0]))
+    blocks = np.array_split(np.arange(len(queries)), -(-len(queries) // QUERY_BLOCK) or 1)
+    dice = np.concatenate([np.asarray(pairs(labels[queries[block]], labels[rows[block]])) for block in blocks])
+    return np.where(rows < 0, np.nan, dice)
+
+
+def _measure(
+    variables: dict[str, Any], image: jax.Array, label: jax.Array, *, model: DecompositionNet, config: Config
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Terms of the objective; codes and predicted labels."""
     image, label = image.astype(jnp.float32), label.astype(jnp.int32)
-    outputs = model.apply({"params": params, "batch_stats": batch_stats}, image, quantised=1.0, train=False)
+    outputs = model.apply(variables, image, quantised=1.0, train=False)
     total, terms = objective(
         outputs,
         Targets(image, label, image, label),
         config.weights,
         margin=config.train.margin,
-        nothing=bool(model.nothing_threshold),
+        nothing=bool(config.model.nothing_threshold),
     )
     arrays = {
         "normal_indices": outputs.codes.normal_indices,
         "abnormal_indices": outputs.codes.abnormal_indices,
         "predicted": outputs.seg_logits.argmax(-1).astype(jnp.uint8),
-        "x_plus": outputs.x_plus[..., :1],
-        "x_minus": outputs.x_minus[..., :1],
     }
     return {"loss/total": total, **{f"term/{name}": value for name, value in terms.items()}}, arrays
 
 
-def _panels(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Input, x_plus and x_minus side by side, of slices spread over those with a lesion."""
-    rows = np.flatnonzero(arrays["label"].any((1, 2)))
-    rows = rows[np.linspace(0, len(rows) - 1, PANELS).astype(int)] if len(rows) else np.arange(min(PANELS, len(arrays["label"])))
-    panel = [arrays[name][rows].astype(np.float32)[..., :1] for name in ("image", "x_plus", "x_minus")]
-    return {"val/image_plus_minus": np.concatenate(panel, axis=2)}
+def _paint(variables: dict[str, Any], image: jax.Array, label: jax.Array, *, model: DecompositionNet) -> jax.Array:
+    """Input, x_plus and x_minus [B,S,3S,1] side by side, of the first modality."""
+    image = image.astype(jnp.float32)
+    outputs = model.apply(variables, image, quantised=1.0, train=False)
+    return jnp.concatenate([image[..., :1], outputs.x_plus[..., :1], outputs.x_minus[..., :1]], axis=2)

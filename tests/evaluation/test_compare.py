@@ -68,3 +68,11 @@ def test_table_and_figure(compared: Path) -> None:
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run, run: two folders of one name"):
         compare.compare_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"], "data", tmp_path)
+
+
+def test_labels_of_other_classes_are_refused(heads: dict[str, Heads], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = FakeDecomposer(dataclasses.replace(heads["reference"].settings, lesion_classes=("ED", "NCR")))
+    monkeypatch.setattr(compare, "SliceDataset", lambda data, split: heads["reference"])
+    monkeypatch.setattr(compare.Decomposer, "restore", lambda run: network)
+    with pytest.raises(UserError, match="data: its lesion classes are NCR, ED, the network's ED, NCR"):
+        compare.compare_runs([tmp_path / "run"], "data", tmp_path)

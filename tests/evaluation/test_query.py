@@ -24,7 +24,9 @@ def run(
     monkeypatch.setattr(module.Decomposer, "restore", lambda workdir: decomposer)
     meta = {"model_digest": decomposer.model_digest, "data_digest": heads["reference"].digest,
             "preprocessing": decomposer.settings.preprocessing, "data": "gone", "split": "reference"}
-    dataclasses.replace(reference.bank, meta=meta).save(tmp_path / "bank")
+    rows = reference.bank.rows.copy()
+    rows["position_mm"] = np.nan  # as pictures have it
+    dataclasses.replace(reference.bank, rows=rows, meta=meta).save(tmp_path / "bank")
     for name, i in zip("ab", np.flatnonzero(heads["query"].rows["has_abnormality"])):
         pixels = (255 * heads["query"].fields["image"][i, ..., 0].astype(float)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")

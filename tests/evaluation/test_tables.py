@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from decomp_jax.evaluation.scores import label_overlap
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import (
-    Summary, abnormality_table, code_use, mixed_queries, mixed_table, segmentation_summary,
+    Summary, abnormality_table, code_use, mixed_queries, mixed_table, segmentation_summary, strata,
 )
 from decomp_jax.retrieval.statistics import Bootstrap
 from tests.evaluation.fakes import settings
@@ -77,3 +77,18 @@ def test_mixed_queries_are_of_two_patients_and_lie_between_the_codes(query: Slic
         best, kept = table[half][target]["dice@5"].mean, table["oracle vs pure"][target]["ratio"].mean
         assert all(table[method][target]["dice@5"].mean <= best + 1e-6 for method in ("mixed", "oracle of both"))
         assert kept == pytest.approx(table["oracle of both"][target]["dice@5"].mean / best)
+
+
+def test_without_labels_among_the_references_nothing_is_mixed(query: SliceSet, reference: SliceSet) -> None:
+    rows = reference.rows.copy()
+    rows["labelled"] = False
+    archive = dataclasses.replace(reference, rows=rows, label=np.zeros_like(reference.label))
+    assert mixed_queries(query, archive, label_overlap(query, archive, settings())) is None
+
+
+def test_thirds_that_hold_no_slice_are_left_out(query: SliceSet) -> None:
+    rows = query.rows.copy()
+    rows["position_mm"] = np.arange(len(rows)) % 2
+    scores = {("normal", "normal", "dice@5"): np.random.default_rng(0).random(len(rows))}
+    found = strata(scores, dataclasses.replace(query, rows=rows), Bootstrap.of(rows["patient_id"]))["slice height"]
+    assert [third["from_to"] for third in found.values()] == [[0, 0], [1, 1]]

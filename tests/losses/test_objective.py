@@ -15,7 +15,7 @@ TINY = ModelConfig(widths=(4, 8), code_dim=4, codebook_size=6, own_blocks=1, spa
 
 @pytest.fixture(scope="module")
 def forward():
-    model = DecompositionNet.from_config(TINY, size=32, channels=1, lesion_classes=3)
+    model = DecompositionNet(TINY, size=32, channels=1, lesion_classes=3)
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.random((2, 32, 32, 1)), jnp.float32)
     label = jnp.zeros((2, 32, 32), jnp.int32).at[0, 4:12, 4:12].set(3)

@@ -20,7 +20,7 @@ TABLE_A2 = [(512, 8), (256, 16), (128, 32), (64, 64), (32, 128), (16, 256)]
 
 
 def build(config: ModelConfig, size: int, **options) -> DecompositionNet:
-    return DecompositionNet.from_config(config, size=size, **{"channels": 1, "lesion_classes": 3} | options)
+    return DecompositionNet(config, size=size, **{"channels": 1, "lesion_classes": 3} | options)
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +148,10 @@ def test_cells_without_a_finding_take_the_nothing_code(small):
     model, variables, image = small
     latents = model.apply(variables, image, train=False, method="encode")
     norms = jnp.sum(latents.abnormal**2, -1)
-    cautious = model.clone(nothing_threshold=float(jnp.median(norms)))
+    threshold = float(jnp.median(norms))
+    cautious = build(dataclasses.replace(SMALL, nothing_threshold=threshold), 32)
     codes = cautious.apply(variables, latents, method="quantize")
-    found = norms > cautious.nothing_threshold
+    found = norms > threshold
     np.testing.assert_array_equal(codes.abnormal_indices > 0, found)
     assert (codes.z_q_abnormal[~found] == 0).all() and (codes.lesion_indices > 0).all()
     np.testing.assert_array_equal(codes.abnormal_indices[found], codes.lesion_indices[found])

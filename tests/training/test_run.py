@@ -172,7 +172,7 @@ def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(phantom, finished
 
 def test_a_failed_save_is_raised_by_the_next_check(finished, tmp_path):
     checkpoints, whole = Checkpoints(finished), Checkpoints(tmp_path, writing=True)
-    like = create_state(TINY, DecompositionNet.from_config(TINY.model, size=64, channels=1, lesion_classes=3),
+    like = create_state(TINY, DecompositionNet(TINY.model, size=64, channels=1, lesion_classes=3),
                         make_optimizer(TINY.train), data_mesh())
     with full_disk(64):
         whole.save(like, {})
@@ -241,6 +241,18 @@ def test_a_second_signal_ends_the_run_at_once(phantom, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == -signal.SIGTERM
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_settings_younger_than_a_run_have_their_defaults(phantom, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    meta = json.loads(path.read_text())
+    del meta["config"]["model"]["rotation_trick"], meta["config"]["train"]["final_rate"]
+    path.write_text(json.dumps(meta))
+    loop.run(config_for(phantom, eval_every=8), tmp_path / "run")
+    younger = dataclasses.replace(config_for(phantom), model=dataclasses.replace(TINY.model, rotation_trick=True))
+    with pytest.raises(UserError, match="rotation_trick=True: this run was started with False"):
+        loop.run(younger, tmp_path / "run")
 
 
 def test_another_model_or_other_data_is_refused(phantom, finished):
