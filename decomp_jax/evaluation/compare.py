@@ -167,6 +167,7 @@ def difference_figure(results: Sequence[Result]) -> Figure:
             axes.plot(value.mean, y, "o", color=colour, markersize=5)
         axes.set_title(measure.replace(" by ", "\nby "), fontsize=8)
         axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=4)
     panels[0].set_yticks(heights, [result.name for result in others])
     figure.supxlabel(f"difference to {first.name}, 95 % interval over patients; blue where it excludes 0", fontsize=8)
     return figure
