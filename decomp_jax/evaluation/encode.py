@@ -39,8 +39,8 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
         },
     )
     writes = jax.process_index() == 0
-    bar = tqdm(total=len(dataset), unit="slice", desc=f"encode {split}", disable=not writes)
-    with writer if writes else contextlib.nullcontext(), bar:
+    progress = {"total": len(dataset), "unit": "slice", "desc": f"encode {split}", "disable": not writes}
+    with writer if writes else contextlib.nullcontext(), tqdm(**progress) as bar:
         for batch, valid in split_batches(dataset, ("image",), BATCH_SIZE):
             codes = decomposer.encode(batch["image"])
             if writes:
