@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from decomp_jax.config import Config
 from decomp_jax.data.pipeline import split_batches
@@ -82,9 +82,9 @@ class Validation:
         """Padded batches {image, label, anatomy} of the rows, how many rows of each are valid, what `function` gives."""
         fields = ("image", *(name for name, _ in self._targets.values()))
         for batch, valid in split_batches(self._dataset, fields, self._batch_size, rows):
-            image, label = (split_over(self._mesh, batch[name]) for name in ("image", "label"))
+            placed = {name: split_over(self._mesh, batch[name]) for name in ("image", "label")}
             variables = {"params": state.params, "batch_stats": state.batch_stats}
-            yield batch, valid, to_host(function(variables, image, label))
+            yield batch, valid, to_host(function(variables, placed))
 
     def _pixel_counts(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """Pixels [classes,2] of each lesion class in both maps, and in the one plus those in the other."""
@@ -118,18 +118,22 @@ def _dice_of_hits(
     labels: UInt8[np.ndarray, "n s s"], queries: Int[np.ndarray, "q"], rows: Int[np.ndarray, "q k"], classes: int
 ) -> Float[np.ndarray, "q k"]:
     """Dice of each query with each of its hits, mean over classes; NaN where there is no hit."""
-    pairs = jax.jit(jax.vmap(lambda query, hits: relevance.mean_over_classes(
-        relevance.class_dice(query[None], hits, classes=classes))[0]))
     blocks = np.array_split(np.arange(len(queries)), -(-len(queries) // QUERY_BLOCK) or 1)
-    dice = np.concatenate([np.asarray(pairs(labels[queries[block]], labels[rows[block]])) for block in blocks])
-    return np.where(rows < 0, np.nan, dice)
+    dice = [_pair_dice(labels[queries[block]], labels[rows[block]], classes=classes) for block in blocks]
+    return np.where(rows < 0, np.nan, np.concatenate(dice))
+
+
+@functools.partial(jax.jit, static_argnames="classes")
+def _pair_dice(query: UInt8[Array, "q s s"], hits: UInt8[Array, "q k s s"], *, classes: int) -> Float[Array, "q k"]:
+    of_one = jax.vmap(functools.partial(relevance.class_dice, classes=classes))(query[:, None], hits)
+    return relevance.mean_over_classes(of_one[:, 0])
 
 
 def _measure(
-    variables: dict[str, Any], image: jax.Array, label: jax.Array, *, model: DecompositionNet, config: Config
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet, config: Config
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Terms of the objective; codes and predicted labels."""
-    image, label = image.astype(jnp.float32), label.astype(jnp.int32)
+    image, label = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32)
     outputs = model.apply(variables, image, quantised=1.0, train=False)
     total, terms = objective(
         outputs,
@@ -146,8 +150,8 @@ def _measure(
     return {"loss/total": total, **{f"term/{name}": value for name, value in terms.items()}}, arrays
 
 
-def _paint(variables: dict[str, Any], image: jax.Array, label: jax.Array, *, model: DecompositionNet) -> jax.Array:
+def _paint(variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet) -> Array:
     """Input, x_plus and x_minus [B,S,3S,1] side by side, of the first modality."""
-    image = image.astype(jnp.float32)
+    image = batch["image"].astype(jnp.float32)
     outputs = model.apply(variables, image, quantised=1.0, train=False)
     return jnp.concatenate([image[..., :1], outputs.x_plus[..., :1], outputs.x_minus[..., :1]], axis=2)
