@@ -105,15 +105,15 @@ def main() -> None:
     mesh.initialize_distributed(args.pop("coordinator"), args.pop("processes"), args.pop("process"))
     unwind_on_signals()  # again: among several processes JAX has taken SIGTERM, for training's sake
     if command == "encode":
-        from decomp_jax.evaluation.encode import encode_split
+        from decomp_jax.inference.encode import encode_split
 
         encode_split(**args)
     elif command == "search":
-        from decomp_jax.evaluation.search import search_banks
+        from decomp_jax.inference.search import search_banks
 
         search_banks(args.pop("bank"), args.pop("queries"), **args)
     elif command == "query":
-        from decomp_jax.evaluation.query import run_query
+        from decomp_jax.inference.query import run_query
 
         run_query(**args)
     elif command == "report":
@@ -125,7 +125,7 @@ def main() -> None:
 
         compare_runs(**args)
     elif command == "export":
-        from decomp_jax.evaluation.export import export_run
+        from decomp_jax.inference.export import export_run
 
         export_run(**args)
 

@@ -30,7 +30,7 @@ from common import write_measured
 
 from decomp_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from decomp_jax.errors import run_program
-from decomp_jax.evaluation import encode
+from decomp_jax.inference import encode
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.training import loop
 

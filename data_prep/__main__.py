@@ -5,11 +5,13 @@ import functools
 import os
 from pathlib import Path
 
-from data_prep import images, nifti, phantom, releases, splits
+from data_prep import brats, images, phantom, splits
 from data_prep.anatomy import SCHEMES, AnatomySource
 from data_prep.slices import write_dataset
 from decomp_jax.data.schema import ANATOMY_CLASSES, GLIOMA_CLASSES, MODALITIES, Settings
 from decomp_jax.errors import UserError, run_program
+from decomp_jax.preparation.picture import FOREGROUND
+from decomp_jax.preparation.releases import find_patients
 
 
 def make_phantom(flags: argparse.Namespace) -> None:
@@ -36,13 +38,13 @@ def make_brats(flags: argparse.Namespace) -> None:
         modalities=flags.modalities,
         anatomy_classes=ANATOMY_CLASSES if anatomy else (),
     )
-    patients = releases.find_patients(flags.src)
+    patients = find_patients(flags.src)
     write_dataset(
         flags.out,
         settings=settings,
-        splits=releases.split_patients(patients, flags.splits, seed=flags.seed),
+        splits=brats.split_patients(patients, flags.splits, seed=flags.seed),
         prepare=functools.partial(
-            nifti.prepare_patient,
+            brats.prepare_patient,
             patients=patients,
             settings=settings,
             label_map=flags.label_map,
@@ -54,7 +56,7 @@ def make_brats(flags: argparse.Namespace) -> None:
         source={
             **split_source(flags),
             "anatomy": anatomy and {"path": anatomy.path.name, "scheme": anatomy.scheme},
-            "label_maps": releases.count_label_maps(patients, flags.label_map),
+            "label_maps": brats.count_label_maps(patients, flags.label_map),
         },
     )
 
@@ -69,7 +71,7 @@ def make_images(flags: argparse.Namespace) -> None:
         source="images",
         size=flags.size,
         modalities=("image",),
-        foreground=images.FOREGROUND,
+        foreground=FOREGROUND,
         lesion_classes=tuple(classes.values()),
     )
     known_patients = "patient" in next(iter(pictures.values()))[0].row

@@ -1,9 +1,4 @@
-"""Any 2-D set of images and lesion masks, named by a table.
-
-Pictures are padded to a square, brought to the wanted size without aliasing, and normalised as scans are, over their
-foreground: pixels brighter than a tenth of the way from the darkest to the 99th percentile, and what these
-enclose. Bitmaps and NumPy arrays are taken as they are, rows downwards; NIfTI slices as a radiologist reads them.
-"""
+"""Any 2-D set of images and lesion masks, named by a table."""
 
 import contextlib
 import dataclasses
@@ -12,113 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
-from scipy import ndimage
 
-from data_prep.nifti import FIELD_MM, field_mean, field_nearest, load_volume, scale_intensity
 from data_prep.slices import PatientSlices, map_in_order
 from data_prep.splits import (
     FOLD_SHARES, only_value, read_table, split_by_file, split_by_hash, split_labelled, split_names
 )
 from decomp_jax.data.schema import SLICE_COLUMNS, Settings
 from decomp_jax.errors import UserError
+from decomp_jax.preparation.picture import load_mask, prepare_mask, prepare_picture
 
-FOREGROUND = "above 10 % of the 99th percentile, holes filled"
-FOREGROUND_LEVEL = 0.1
-JPEG = (".jpg", ".jpeg")
-BITMAPS = (".png", *JPEG)
-COLOURS = ("P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes other than plain numbers
 MAX_CLASSES = 32  # a mask with more values is a grey image
-
-
-# ---------------------------------------------------------------- files
-
-
-def load_picture(path: Path) -> np.ndarray:
-    """Grey values [rows,columns], float32, of a PNG, JPEG, NIfTI or NumPy file; colours become luminance.
-
-    Raises:
-        UserError: the file can't be read as one 2-D image of finite values.
-    """
-    return _as_plane(path, _load_values(path, luminance=True).astype(np.float32))
-
-
-def load_mask(path: Path) -> np.ndarray:
-    """Mask values [rows,columns], int32; those of JPEG files, which are inexact, become 0 and 255.
-
-    Raises:
-        UserError: the file can't be read as one 2-D image of whole numbers.
-    """
-    values = _load_values(path, luminance=False)
-    if values.ndim == 3 and values.shape[2] in (3, 4) and (values[..., :3] == values[..., :1]).all():
-        values = values[..., 0]  # grey, stored as colour
-    values = _as_plane(path, values.astype(np.float32))
-    if path.suffix.lower() in JPEG:
-        return np.where(values >= 128, 255, 0)
-    if (values != np.round(values)).any() or values.min() < 0:
-        raise UserError(f"{path}: has mask values that are not 0, 1, 2 ...; store class numbers, or 0 and 255")
-    return values.astype(np.int32)
-
-
-def _load_bitmap(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: can't be read as an image ({error}); export it again") from error
-
-
-def _load_values(path: Path, *, luminance: bool) -> np.ndarray:
-    """The values as stored, palette indices and channels last included, or with colours as luminance."""
-    name = path.name.lower()
-    if name.endswith(BITMAPS):
-        image = _load_bitmap(path)
-        return np.asarray(image.convert("RGB").convert("L") if luminance and image.mode in COLOURS else image)
-    if name.endswith((".nii", ".nii.gz")):
-        volume = np.asarray(load_volume(path).dataobj)
-        if 1 not in volume.shape:
-            raise UserError(f"{path}: is a volume of shape {volume.shape}; give 2-D slices")
-        return np.flip(volume.squeeze(volume.shape.index(1))).T
-    if name.endswith(".npy"):
-        try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: can't be read as a NumPy array ({error}); save it again") from error
-    raise UserError(f"{path}: is no PNG, JPEG, NIfTI or .npy file; convert it")
-
-
-def _as_plane(path: Path, values: np.ndarray) -> np.ndarray:
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.ndim != 2 or 0 in values.shape:
-        raise UserError(f"{path}: has shape {values.shape}, not rows and columns; give a 2-D image")
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: has values that are NaN or infinite; replace them")
-    return values
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def prepare_picture(path: Path, settings: Settings) -> np.ndarray:
-    """A picture as float16 [S,S,1] in [0,1], prepared as the records with these settings were.
-
-    Raises:
-        UserError: the file can't be used, or the settings are those of scans.
-    """
-    if settings.foreground != FOREGROUND:
-        raise UserError(f"{path}: the model was trained on scans, not on pictures; give a NIfTI volume and --slice")
-    values = load_picture(path)
-    darkest = values.min()
-    bright = values > darkest + FOREGROUND_LEVEL * (np.percentile(values, 99) - darkest)
-    image = scale_intensity(path, values, ndimage.binary_fill_holes(bright), settings)
-    return field_mean(image[None], _pixel_spacing(values), settings.size)[0, ..., None].astype(np.float16)
-
-
-def _pixel_spacing(values: np.ndarray) -> tuple[float, float]:
-    """Pixel height and width at which the longer side fills the field."""
-    return (FIELD_MM / max(values.shape),) * 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +46,7 @@ def prepare_pictures(
     return PatientSlices(
         patient_id=patient_id,
         image=np.stack([prepare_picture(picture.image, settings) for picture in of_patient]),
-        label=np.stack([_prepare_mask(picture, classes, settings.size) for picture in of_patient]),
+        label=np.stack([_label(picture, classes, settings.size) for picture in of_patient]),
         slice_index=np.arange(n, dtype=np.int32),
         position_mm=np.full(n, np.nan, np.float32),
         labelled=np.array([picture.mask is not None for picture in of_patient]),
@@ -156,16 +54,10 @@ def prepare_pictures(
     )
 
 
-def _prepare_mask(picture: Picture, classes: Mapping[int, int], size: int) -> np.ndarray:
+def _label(picture: Picture, classes: Mapping[int, int], size: int) -> np.ndarray:
     if picture.mask is None:
         return np.zeros((size, size), np.uint8)
-    mask, image = load_mask(picture.mask), load_picture(picture.image)
-    if mask.shape != image.shape:
-        raise UserError(f"{picture.mask}: has shape {mask.shape} but its image {image.shape}; give a mask of its size")
-    label = np.zeros(mask.shape, np.uint8)
-    for value, number in classes.items():
-        label[mask == value] = number
-    return field_nearest(label[None], _pixel_spacing(label), size)[0]
+    return prepare_mask(picture.mask, picture.image, classes, size)
 
 
 # ---------------------------------------------------------------- the table

@@ -18,10 +18,10 @@ import hashlib
 import numpy as np
 from scipy import ndimage
 
-from data_prep.nifti import field_mean, field_nearest
 from data_prep.slices import PatientSlices
 from data_prep.template import PULL_MM, load_template
 from decomp_jax.data.schema import ANATOMY_CLASSES, GLIOMA_CLASSES, INTENSITY_CLIP, Settings
+from decomp_jax.preparation.field import field_mean, field_nearest
 
 WINDOW_MM = (152, 208, 160)  # a brain fits into it; the middle of the 256 mm field
 SLICE_MM = 4
@@ -375,7 +375,7 @@ def _acquired(
 
 
 def _scaled(image: np.ndarray, healthy: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in [0,1] as `data_prep.nifti.scale_intensity` maps the image; 0 outside the brain."""
+    """Both in [0,1] as `preparation.intensity.scale_intensity` maps the image; 0 outside the brain."""
     low, high = INTENSITY_CLIP
     mean, std = image[brain].mean(dtype=np.float64), image[brain].std(dtype=np.float64)
     scores = ((scan - mean) / std for scan in (image, healthy))

@@ -10,8 +10,8 @@ import functools
 import numpy as np
 from scipy import ndimage
 
-from data_prep.nifti import axial
 from decomp_jax.data.schema import ANATOMY_CLASSES
+from decomp_jax.preparation.field import axial
 
 FLUID_T1 = 0.3  # of cerebrospinal fluid in the template
 MARGIN = 8  # voxels kept around the brain

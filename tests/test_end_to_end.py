@@ -12,7 +12,7 @@ import pytest
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.training.checkpoint import restore_for_inference, write_exported
 from tests.conftest import run_python, start_python
 
@@ -167,7 +167,7 @@ def test_sigterm_in_encode_leaves_nothing(work, phantom, tmp_path):
     script = """
 import sys, time
 from decomp_jax import errors
-from decomp_jax.evaluation import encode
+from decomp_jax.inference import encode
 append = encode.BankWriter.append
 def slow(self, *codes):
     append(self, *codes)

@@ -16,14 +16,15 @@ from matplotlib.figure import Figure
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation import figures, scores
+from decomp_jax.evaluation import scores
 from decomp_jax.evaluation.counterfactual import counterfactual_table
-from decomp_jax.evaluation.decomposer import Decomposer
-from decomp_jax.evaluation.encode import require_same_classes, require_same_preparation
 from decomp_jax.evaluation.rankers import rankers
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Summary, abnormality_table, segmentation_summary
 from decomp_jax.files import replacing
+from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.inference.display import ACCENT, SOFT, STYLE
+from decomp_jax.inference.encode import require_same_classes, require_same_preparation
 from decomp_jax.retrieval.statistics import Bootstrap, Interval
 
 SPLIT = "validation"
@@ -116,7 +117,7 @@ def write_comparison(results: Sequence[Result], out: Path) -> None:
         table.writerows(_lines(results))
     with replacing(out / "comparison.md") as file:
         file.write_text(markdown(results))
-    with mpl.rc_context(figures.STYLE), replacing(out / "comparison.png") as file:
+    with mpl.rc_context(STYLE), replacing(out / "comparison.png") as file:
         difference_figure(results).savefig(file)
 
 
@@ -157,12 +158,12 @@ def difference_figure(results: Sequence[Result]) -> Figure:
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     heights = np.arange(len(others))[::-1]
     for axes, measure in zip(panels, shown):
-        axes.axvline(0, color=figures.SOFT, linewidth=1)
+        axes.axvline(0, color=SOFT, linewidth=1)
         for y, result in zip(heights, others):
             if (value := result.difference(first, measure)) is None:
                 continue
             clear = value.low > 0 or value.high < 0
-            colour = figures.ACCENT if clear else figures.SOFT
+            colour = ACCENT if clear else SOFT
             axes.plot(value[1:], (y, y), color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="butt")
             axes.plot(value.mean, y, "o", color=colour, markersize=5)
         axes.set_title(measure.replace(" by ", "\nby "), fontsize=8)

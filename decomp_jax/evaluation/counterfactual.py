@@ -5,9 +5,9 @@ import scipy.ndimage
 from jaxtyping import Bool, Float, Integer
 
 from decomp_jax.data.records import SliceDataset
-from decomp_jax.evaluation.decomposer import Decomposer
 from decomp_jax.evaluation.slices import SliceSet, decomposed
 from decomp_jax.evaluation.tables import Summary, Table
+from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.retrieval.statistics import Bootstrap, Interval
 
 SSIM_SIGMA = 1.5

@@ -16,13 +16,14 @@ from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation import figures, scores, tables
 from decomp_jax.evaluation.counterfactual import counterfactual_table
-from decomp_jax.evaluation.decomposer import Decomposer
-from decomp_jax.evaluation.encode import require_same_classes, require_same_preparation
 from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import METHODS, rankers
 from decomp_jax.evaluation.slices import SliceSet, decomposed
 from decomp_jax.evaluation.tables import Table
 from decomp_jax.files import replacing
+from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.inference.display import STYLE
+from decomp_jax.inference.encode import require_same_classes, require_same_preparation
 from decomp_jax.retrieval.statistics import CONFIDENCE, Bootstrap, Interval
 
 SEED = 0
@@ -46,7 +47,7 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
     require_same_classes(decomposer.settings, settings, str(data))
     _require_disjoint(datasets, data)
     query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(STYLE):
         metrics, drawn = measure(decomposer, datasets["query"], query, references)
         metrics["protocol"]["reference split"] = reference
         drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from tqdm import tqdm
 
 from decomp_jax.data.records import SliceDataset
-from decomp_jax.evaluation.decomposer import Decomposer, Decomposition
+from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.retrieval import CodeBank
 
 BATCH = 64

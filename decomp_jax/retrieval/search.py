@@ -6,7 +6,7 @@ each searches its own rows on its own devices; one exchange of k hits a query jo
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,12 +19,25 @@ from decomp_jax.errors import UserError
 from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, NOBODY, Nearest, Tables, every, make_tables, nearest
 from decomp_jax.retrieval.layout import Layout, Members, leave_pages, make_layout, run_starts
 
-if TYPE_CHECKING:
-    from decomp_jax.retrieval.bank import CodeBank
-
 # Queries scanned together, and codes that may be looked at exactly at a time (some 40 bytes each).
 MOST_QUERIES = 64
 MOST_CANDIDATES = 1 << 22
+
+
+class Searchable(Protocol):
+    """What a search needs of a bank: see `CodeBank`."""
+
+    normal_codebook: np.ndarray
+    abnormal_codebook: np.ndarray
+    rows: np.ndarray
+    cache: dict
+
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
+    def codes(self, parts: Sequence[str], rows: slice, some: np.ndarray | slice) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
 
 
 class Hits(NamedTuple):
@@ -62,7 +75,7 @@ class _Index:
 
 
 def search(
-    bank: "CodeBank", *, normal: Int[np.ndarray | jax.Array, "q h w"] | None = None,
+    bank: Searchable, *, normal: Int[np.ndarray | jax.Array, "q h w"] | None = None,
     abnormal: Int[np.ndarray | jax.Array, "q h w"] | None = None, k: int = 10,
     exclude: Sequence[str] | np.ndarray | None = None, one_per_patient: bool = False,
     cells: Bool[np.ndarray | jax.Array, "h w"] | None = None, mesh: Mesh | None = None,
@@ -193,7 +206,7 @@ def _no_hits(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full((queries, k), NO_DISTANCE), np.full((queries, k), -1)
 
 
-def _join_processes(distances: np.ndarray, rows: np.ndarray, bank: "CodeBank", k: int, one_per_patient: bool
+def _join_processes(distances: np.ndarray, rows: np.ndarray, bank: Searchable, k: int, one_per_patient: bool
                     ) -> tuple[np.ndarray, np.ndarray]:
     """Best of all processes' hits [q,k]."""
     with jax.enable_x64(True):
@@ -204,13 +217,13 @@ def _join_processes(distances: np.ndarray, rows: np.ndarray, bank: "CodeBank", k
     return _best(_Found(query, distance, row, patient), len(rows), k, one_per_patient)
 
 
-def _index(bank: "CodeBank", parts: tuple[str, ...], mesh: Mesh) -> _Index:
+def _index(bank: Searchable, parts: tuple[str, ...], mesh: Mesh) -> _Index:
     if (parts, mesh) not in bank.cache:
         bank.cache[parts, mesh] = _make_index(bank, parts, mesh)
     return bank.cache[parts, mesh]
 
 
-def _make_index(bank: "CodeBank", parts: tuple[str, ...], mesh: Mesh) -> _Index:
+def _make_index(bank: Searchable, parts: tuple[str, ...], mesh: Mesh) -> _Index:
     processes = _processes(mesh)
     share = processes.index(jax.process_index())
     start, stop = (len(bank) * i // len(processes) for i in (share, share + 1))
@@ -251,7 +264,7 @@ def _patient_numbers(names: np.ndarray, exclude: Sequence[str] | np.ndarray | No
     return numbers
 
 
-def _table_columns(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
+def _table_columns(bank: Searchable, queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
     """Columns int32 [Q,positions] of the tables to look up: queries' indices; the one of zeros where cells is False."""
     columns, offset = [], 0
     for part, query in queries.items():
@@ -264,7 +277,7 @@ def _table_columns(bank: "CodeBank", queries: dict[str, np.ndarray], cells: np.n
 
 
 def _check(
-    bank: "CodeBank", queries: dict[str, np.ndarray], k: int, cells: np.ndarray | None, mesh: Mesh | None,
+    bank: Searchable, queries: dict[str, np.ndarray], k: int, cells: np.ndarray | None, mesh: Mesh | None,
 ) -> None:
     if not isinstance(k, int | np.integer) or k < 1:
         raise UserError(f"k: must be a whole number, at least 1, not {k}")

@@ -8,9 +8,10 @@ from tests.data_prep.conftest import manifest, prepare, records, table
 from PIL import Image
 from skimage.measure import block_reduce
 
-from data_prep.images import FOREGROUND, load_mask, load_picture, mask_values, prepare_picture
+from data_prep.images import mask_values
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
+from decomp_jax.preparation.picture import FOREGROUND, load_mask, load_picture, prepare_picture
 
 SETTINGS = Settings("images", 64, modalities=("image",), foreground=FOREGROUND)
 

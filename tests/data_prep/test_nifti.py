@@ -11,11 +11,13 @@ from tests.data_prep.conftest import LPS, SHAPE, damage, labels, save, save_pati
 from skimage.measure import block_reduce
 from skimage.transform import resize
 
-from data_prep.nifti import field_mean, field_nearest, prepare_patient, prepare_scan
-from data_prep.releases import find_patients
+from data_prep.brats import prepare_patient
 from data_prep.slices import PatientSlices
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
+from decomp_jax.preparation.field import field_mean, field_nearest
+from decomp_jax.preparation.releases import find_patients
+from decomp_jax.preparation.scan import prepare_scan
 
 
 def prepare(src: Path, size: int = 256, modalities: tuple[str, ...] = ("t1ce",), **options) -> PatientSlices:

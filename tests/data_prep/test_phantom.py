@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import interpolate, ndimage
 
-from data_prep import nifti, phantom
+from data_prep import phantom
 from data_prep.slices import PatientSlices
 from decomp_jax.data.schema import ANATOMY_CLASSES
+from decomp_jax.preparation.intensity import scale_intensity
 
 SIZE = 64
 PATIENTS = phantom.patient_ids(12)
@@ -163,7 +164,7 @@ def test_intensities_are_those_of_scans() -> None:
     brain = rng.random((3, 8, 8)) < 0.6
     image = (rng.gamma(2, 30, brain.shape) * brain).astype(np.float32)
     ours, twin = phantom._scaled(image, image + 5 * brain, brain)
-    theirs = nifti.scale_intensity(Path("scan"), image, brain, phantom.settings(SIZE))
+    theirs = scale_intensity(Path("scan"), image, brain, phantom.settings(SIZE))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     inside = brain & (twin < 1) & (ours > 0)
     shift = 5 / image[brain].std() / 8

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from tests.data_prep.conftest import labels, manifest, prepare, records, save, save_patient, table, volume
 
-from data_prep.releases import find_patients, split_patients
+from data_prep.brats import split_patients
 from decomp_jax.errors import UserError
+from decomp_jax.preparation.releases import find_patients
 
 MODERN = {"t1c": 0, "t1n": 1, "t2w": 2, "t2f": 3}
 

@@ -91,7 +91,7 @@ def test_large_splits_keep_their_order_on_disk(tmp_path, monkeypatch):
 def test_records_can_be_read_without_tensorflow(tmp_path):
     write(tmp_path / "out")
     code = (
-        "import sys; from pathlib import Path; import data_prep.nifti, data_prep.images; from tests.data_prep.conftest import records\n"
+        "import sys; from pathlib import Path; import data_prep.brats, data_prep.images; from tests.data_prep.conftest import records\n"
         f"assert len(records(Path({str(tmp_path / 'out')!r}), 'train')) == 15\n"
         "assert 'tensorflow' not in sys.modules"
     )

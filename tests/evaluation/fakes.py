@@ -7,8 +7,8 @@ import numpy as np
 
 from decomp_jax.config import Config
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
-from decomp_jax.evaluation.decomposer import Decomposition
 from decomp_jax.evaluation.rankers import cell_share
+from decomp_jax.inference.decomposer import Decomposition
 
 SIZE, GRID, LEVELS = 32, (4, 4), 16
 

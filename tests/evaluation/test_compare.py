@@ -9,7 +9,7 @@ import pytest
 
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation import compare
-from decomp_jax.evaluation.decomposer import Decomposition
+from decomp_jax.inference.decomposer import Decomposition
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
 STEP = 7

@@ -20,8 +20,8 @@ import pytest
 from decomp_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation.encode import encode_split
-from decomp_jax.evaluation.search import search_banks
+from decomp_jax.inference.encode import encode_split
+from decomp_jax.inference.search import search_banks
 from decomp_jax.mesh import data_mesh
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.retrieval import CodeBank
@@ -319,8 +319,8 @@ import sys
 from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
-from decomp_jax.evaluation.encode import encode_split
-from decomp_jax.evaluation.search import search_banks
+from decomp_jax.inference.encode import encode_split
+from decomp_jax.inference.search import search_banks
 from decomp_jax.mesh import initialize_distributed
 from decomp_jax.training import loop
 from tests.training.test_run import config_for

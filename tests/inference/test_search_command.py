@@ -3,11 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brute_force import make_bank, make_queries
 
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation.search import search_banks
+from decomp_jax.inference.search import search_banks
 from decomp_jax.retrieval import CodeBank
+from tests.retrieval.brute_force import make_bank, make_queries
 
 OPTIONS = {"by": "both", "k": 4, "pairs": None, "exclude_same_patient": False, "one_per_patient": False}
 

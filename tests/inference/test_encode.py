@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decomp_jax.evaluation import encode
+from decomp_jax.inference import encode
 from decomp_jax.retrieval import CodeBank
 from tests.evaluation.fakes import FakeDecomposer, Heads
 

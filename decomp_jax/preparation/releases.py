@@ -1,12 +1,10 @@
 """BraTS releases as they come: which patients a folder holds, and what their files and labels mean."""
 
-import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from data_prep.splits import only_value, split_by_file, split_labelled
 from decomp_jax.errors import UserError
 
 
@@ -102,25 +100,3 @@ def find_patients(src: Path) -> dict[str, Patient]:
     if not patients:
         raise UserError(f"--src {src}: holds no files like ID/ID_t1ce.nii.gz or ID/ID-t1c.nii.gz; name another folder")
     return patients
-
-
-def split_patients(patients: Mapping[str, Patient], csv: Path | None, *, seed: int) -> dict[str, str]:
-    """patient_id -> split, from a file or by a seeded hash; the visits of one person stay together.
-
-    By hash, patients without a segmentation are for reference: they can be found, but neither train nor score.
-    """
-    if csv:
-        splits = split_by_file(csv, patients)
-        only_value([(patients[patient_id].subject, split) for patient_id, split in splits.items()], csv)
-        return splits
-    labelled: dict[str, bool] = {}
-    for patient in patients.values():
-        labelled[patient.subject] = labelled.get(patient.subject, False) or "seg" in patient.files
-    of_subject = split_labelled(labelled, seed=seed)
-    return {patient_id: of_subject[patient.subject] for patient_id, patient in patients.items()}
-
-
-def count_label_maps(patients: Mapping[str, Patient], extra: Mapping[int, int]) -> dict[str, int]:
-    """Number of labelled patients read with each label map, written "label:class,..."."""
-    maps = (sorted(p.label_map(extra).items()) for p in patients.values() if "seg" in p.files)
-    return dict(collections.Counter(",".join(f"{label}:{number}" for label, number in pairs) for pairs in maps))

@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from data_prep.images import prepare_picture
-from data_prep.nifti import prepare_scan
 from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation import figures
-from decomp_jax.evaluation.decomposer import Decomposer, Decomposition
-from decomp_jax.evaluation.search import write_hits
 from decomp_jax.files import replacing
+from decomp_jax.inference.decomposer import Decomposer, Decomposition
+from decomp_jax.inference.display import STYLE, Display, Tile, caption, contact_sheet
+from decomp_jax.inference.search import write_hits
+from decomp_jax.preparation.picture import prepare_picture
+from decomp_jax.preparation.scan import prepare_scan
 from decomp_jax.retrieval import CodeBank, Hits
 
 NAME_WIDTH = 24  # characters below a tile
@@ -63,7 +63,7 @@ def run_query(
     )
     out = Path(out)
     names = [_name(path, index) for path, index in sources]
-    with mpl.rc_context(figures.STYLE):
+    with mpl.rc_context(STYLE):
         sheet = _sheet(decomposer, searched, hits, images, output, names, by)
         if jax.process_index() == 0:
             write_hits(out / "hits.csv", hits, searched.rows)
@@ -91,16 +91,16 @@ def _sheet(
     """The contact sheet: the query with the lesion that the network sees, then its hits by rank."""
     found = hits.rows[0][hits.rows[0] >= 0]
     pixels, labels, note = _pixels_of(decomposer, bank, found)
-    display = figures.Display.of(np.concatenate([images, pixels]))
+    display = Display.of(np.concatenate([images, pixels]))
     predicted = output.segmentation.argmax(-1).astype(np.uint8)
     asked = [
-        figures.Tile(display.paint(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
+        Tile(display.paint(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
     ]
     answer = [
-        figures.Tile(display.paint(image, lesion=label), f"{figures.caption(bank.rows[row])}, rank {rank}")
+        Tile(display.paint(image, lesion=label), f"{caption(bank.rows[row])}, rank {rank}")
         for rank, (image, label, row) in enumerate(zip(pixels, labels, found), start=1)
     ]
-    return figures.contact_sheet(
+    return contact_sheet(
         asked, answer, heading=f"Nearest by {FOUND_BY['mix' if len(images) > 1 else by]}", settings=decomposer.settings,
         note=f"Blue frame: the query with the lesion that the network sees. {note} Not for diagnosis.",
     )

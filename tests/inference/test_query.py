@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.images import FOREGROUND
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation import query as module
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.inference import query as module
+from decomp_jax.preparation.picture import FOREGROUND
 from tests.evaluation.fakes import FakeDecomposer, Heads, settings
 
 
@@ -72,7 +72,7 @@ def test_the_sheet_shows_the_images_where_they_are(
     shown = []
     monkeypatch.setattr(module, "read_manifest", lambda data: {"digest": heads["reference"].digest})
     monkeypatch.setattr(module, "SliceDataset", lambda data, split: heads[split])
-    monkeypatch.setattr(module.figures, "contact_sheet", lambda asked, hits, **rest: shown.append((asked, hits, rest)))
+    monkeypatch.setattr(module, "contact_sheet", lambda asked, hits, **rest: shown.append((asked, hits, rest)))
     with pytest.raises(AttributeError):  # nothing to save
         module.run_query(**run)
     assert len(shown[0][1]) == 4 and "with their labels" in shown[0][2]["note"]

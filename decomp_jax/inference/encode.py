@@ -10,7 +10,7 @@ from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation.decomposer import Decomposer
+from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.retrieval import BankWriter
 
 BATCH_SIZE = 64

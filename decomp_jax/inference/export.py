@@ -8,8 +8,8 @@ from decomp_jax.config import Config
 from decomp_jax.data.records import read_manifest
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation.decomposer import Decomposer
 from decomp_jax.files import making
+from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.provenance import source_commit
 from decomp_jax.training.checkpoint import restore_for_inference, write_exported
 

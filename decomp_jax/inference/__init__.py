@@ -1,0 +1,1 @@
+"""A trained network in use: images to codes, banks, searches and paintings."""

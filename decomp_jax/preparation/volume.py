@@ -1,0 +1,103 @@
+"""NIfTI files: read whole, checked, and turned to the body's axes."""
+
+import gzip
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from decomp_jax.errors import UserError
+
+SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, not millimetres
+MAX_TILT_DEGREES = 10.0
+
+
+def load_volume(path: Path) -> nib.Nifti1Image:
+    """A 3-D NIfTI volume, float32, its axes ordered and flipped to right, anterior, superior; 2-D is one slice.
+
+    Raises:
+        UserError: the file is damaged or is no volume with finite values and a usable affine.
+    """
+    image = _parse(path)
+    if image.ndim not in (2, 3):
+        raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
+    if image.get_data_dtype().kind not in "iuf":
+        raise UserError(f"{path}: has voxels of type {image.get_data_dtype()}; export it with one number a voxel")
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    if not np.isfinite(data).all():
+        raise UserError(f"{path}: has voxels that are NaN or infinite; replace them or export the file again")
+    _check_affine(path, image)
+    return nib.as_closest_canonical(type(image)(np.atleast_3d(data), image.affine))
+
+
+def _parse(path: Path) -> nib.Nifti1Image:
+    cure = "copy or download it again"
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)  # whole, since the checksum stands at its end
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: is a damaged or no gzip file ({error}); {cure}") from error
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+    for image_class in (nib.Nifti1Image, nib.Nifti2Image):
+        if image_class.header_class.may_contain_header(data):
+            break
+    else:
+        raise UserError(f"{path}: is no NIfTI file ({len(data)} bytes); {cure}")
+    try:
+        image = image_class.from_bytes(data)
+        needed = image.dataobj.offset + int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+        raise UserError(f"{path}: has a damaged header ({error}); {cure}") from error
+    if not 0 < needed <= len(data):
+        raise UserError(f"{path}: is truncated ({len(data)} of {needed} bytes); {cure}")
+    return image
+
+
+def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
+    header, affine = image.header, image.affine
+    if not (header["qform_code"] or header["sform_code"]):
+        raise UserError(f"{path}: names no orientation (qform and sform code 0); set its affine")
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise UserError(f"{path}: its affine is no map to space; mend its sform")
+    spacing = nib.affines.voxel_sizes(affine)
+    if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
+        raise UserError(f"{path}: voxels of {spacing.round(4).tolist()} can't be mm; mend its affine")
+    cosines = np.abs(affine[:3, :3] / spacing).max(axis=0)
+    if cosines.min() < np.cos(np.radians(MAX_TILT_DEGREES)):
+        raise UserError(f"{path}: lies more than {MAX_TILT_DEGREES:g} degrees off the body's axes; register it first")
+
+
+def check_same_grid(path: Path, volume: nib.Nifti1Image, like_path: Path, like: nib.Nifti1Image) -> None:
+    """Refuses a volume whose voxels do not lie where the other's do."""
+    if volume.shape != like.shape:
+        raise UserError(f"{path}: has shape {volume.shape} but {like_path.name} {like.shape}; give files of one grid")
+    shift = (np.abs(volume.affine - like.affine) @ (*like.shape, 1)).max()
+    if shift > 0.5:
+        raise UserError(f"{path}: its affine disagrees with {like_path.name} by up to {shift:.1f} mm; mend its header")
+
+
+def load_labels(path: Path, like_path: Path, like: nib.Nifti1Image, label_map: Mapping[int, int]) -> np.ndarray:
+    """Lesion labels uint8 [x,y,z] on the grid of the volume `like`.
+
+    Raises:
+        UserError: the file is damaged, has another grid, or has labels that `label_map` lacks.
+    """
+    volume = load_volume(path)
+    check_same_grid(path, volume, like_path, like)
+    values = np.unique(volume.dataobj)
+    if fractional := [value for value in values if abs(value - round(float(value))) > 1e-3]:
+        raise UserError(f"{path}: has label {fractional[0]:g}, no whole number; resample labels with nearest neighbour")
+    if unknown := [round(float(value)) for value in values if round(float(value)) not in label_map]:
+        meaning = " (the resection cavity, in releases from 2024)" if unknown[0] == 4 else ""
+        raise UserError(
+            f"{path}: has label {unknown[0]}{meaning}, which its release does not name; "
+            f"map it to 0, 1 NCR, 2 ED or 3 ET, as with --label_map={unknown[0]}:0"
+        )
+    labels = np.zeros(volume.shape, np.uint8)
+    for value in values:
+        labels[volume.dataobj == value] = label_map[round(float(value))]
+    return labels
