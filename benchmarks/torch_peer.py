@@ -1,7 +1,7 @@
 """The network, losses, augmentation, optimiser and codebooks of decomp_jax, as a PyTorch user would write them.
 
-For comparison alone: `training.py --check` loads decomp_jax's parameters and holds outputs, losses, gradients and
-codebooks to its own. The savings of ours are made here, too: the decoder's stem and the null condition's gamma and beta
+For comparison alone: `largest_differences` loads decomp_jax's parameters and holds outputs, losses, gradients and
+codebooks to its own; tests and benchmarks use it. The savings of ours are made here, too: the decoder's stem and the null condition's gamma and beta
 are computed once. Images are [B,C,S,S] in channels_last memory; modules are named after the flax parameters.
 """
 
@@ -9,16 +9,19 @@ import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decomp_jax.config import AugmentConfig, Config
-from decomp_jax.losses.objective import LAYOUT_SCALE, LAYOUT_WHOLE, PASTED_WEIGHT
-from decomp_jax.models.blocks import BATCH_NORM_DECAY
+from decomp_jax.config import AugmentConfig, Config, ModelConfig, ObjectiveConfig, StructureTerm
+from decomp_jax.losses.objective import objective
 from decomp_jax.models.decoders import decoder_widths
 from decomp_jax.models.network import DecompositionNet
+from decomp_jax.training.state import State
+from decomp_jax.training.step import update_codebooks
+from decomp_jax.types import Targets
 
 Norm = Callable[[int], nn.Module]
 
@@ -32,7 +35,7 @@ def conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
 
 
 def batch_norm(channels: int, affine: bool = True) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels, momentum=1 - BATCH_NORM_DECAY)
+    norm = nn.BatchNorm2d(channels, momentum=1 - ModelConfig.batch_norm_decay)
     if not affine:  # statistics are tracked, scale and bias are SPADE's
         norm.weight = norm.bias = None
     return norm
@@ -213,6 +216,10 @@ class Network(nn.Module):
                     named[torch_name([key.key for key in path])].copy_(from_flax(value))
 
 
+def nchw(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(0, 3, 1, 2)
+
+
 def from_flax(value: np.ndarray) -> Tensor:
     value = torch.from_numpy(np.array(value))
     return value.permute(3, 2, 0, 1) if value.ndim == 4 else value
@@ -255,17 +262,17 @@ def augment(image: Tensor, label: Tensor, config: AugmentConfig) -> tuple[Tensor
     columns = torch.where(uniform(n, 1) < 0, size - 1 - columns, columns)
     source = (batch.roll(1), rows[:, :, None], columns[:, None, :])
     donor_image, donor_label = image.permute(0, 2, 3, 1)[source].permute(0, 3, 1, 2), label[source]
-    brain = (image > 0.04).any(1)
-    mask = (donor_label > 0) & brain & (torch.rand(n, 1, 1, device=image.device) < config.transplant)
-    mask &= mask.sum((1, 2), keepdim=True) * (64 / size) ** 2 >= 6
+    body = (image > config.foreground).any(1)
+    mask = (donor_label > 0) & body & (torch.rand(n, 1, 1, device=image.device) < config.transplant)
+    mask &= mask.float().mean((1, 2), keepdim=True) >= config.least_pasted
     soft = F.avg_pool2d(mask[:, None].float(), 3, 1, 1)
-    alpha = torch.where(mask[:, None], soft.clamp_min(0.6), soft / 2 * brain[:, None])
+    alpha = torch.where(mask[:, None], soft.clamp_min(config.opacity), soft / 2 * body[:, None])
 
-    def brain_mean(x: Tensor) -> Tensor:
-        inside = x > 0.04
+    def foreground_mean(x: Tensor) -> Tensor:
+        inside = x > config.foreground
         return (x * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True).clamp_min(1)
 
-    gain = brain_mean(image) / brain_mean(donor_image).clamp_min(1e-3)
+    gain = foreground_mean(image) / foreground_mean(donor_image).clamp_min(1e-3)
     pasted = (1 - alpha) * image + alpha * (gain * donor_image).clamp(0, 1)
     gamma = torch.exp(config.intensity * uniform(n, 1, 1, 1))
     seen = torch.where(pasted > 0, pasted.clamp(1e-6, 1) ** gamma, 0.0)
@@ -290,30 +297,34 @@ def similarity_loss(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((pred - target) ** 2).mean() + 1 - ssim(pred, target).mean()
 
 
-def structure_loss(z_e: Tensor, image: Tensor, healthy: Tensor) -> Tensor:
+def structure_loss(z_e: Tensor, image: Tensor, healthy: Tensor, lesion: Tensor, settings: StructureTerm) -> Tensor:
     """The first channels of z_e beside the local contrast of 4 x 4 pieces of each cell (of 32 channels or 64)."""
     size, grid = image.shape[-1], z_e.shape[-1]
     at = torch.arange(size, device=image.device)
-    window = torch.exp(-0.5 * ((at[:, None] - at) / (size / 16)) ** 2)
+    window = torch.exp(-0.5 * ((at[:, None] - at) / (size * settings.window)) ** 2)
     window = window / window.sum(1, keepdim=True)
-    mean, square = window @ image @ window.T, window @ image.square() @ window.T
-    contrast = (image - mean) / ((square - mean.square()).clamp(min=0) + 1e-3).sqrt()
-    pieces = [F.pixel_unshuffle(F.avg_pool2d(x, size // (4 * grid)), 4) for x in (contrast, healthy)]
-    return (pieces[1] * (z_e[:, : pieces[0].shape[1]] - pieces[0]).square()).sum(1).mean()
+    shown = (window @ healthy @ window.T).clamp(min=1e-3)
+    mean, square = (window @ (healthy * x) @ window.T / shown for x in (image, image.square()))
+    contrast = (image - mean) / ((square - mean.square()).clamp(min=0) + settings.flat).sqrt()
+    weight = healthy * (1 + (settings.pasted - 1) * lesion)
+    parts = min(4, size // grid)
+    pieces = [F.pixel_unshuffle(F.avg_pool2d(x, size // (parts * grid)), parts) for x in (contrast, weight)]
+    z_e = z_e[:, : pieces[0].shape[1]]
+    return (pieces[1] * (z_e - settings.scale * pieces[0]).square()).sum(1).mean()
 
 
-def losses(out: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The terms of the recommended objective (`LossWeights()`)."""
+def losses(out: dict[str, Tensor], targets: dict[str, Tensor], config: ObjectiveConfig) -> dict[str, Tensor]:
+    """The terms of the recommended objective (`ObjectiveConfig()`)."""
     label, logits = targets["label"], out["seg_logits"]
     onehot = F.one_hot(label, logits.shape[1]).permute(0, 3, 1, 2).float()
     fractions = F.avg_pool2d(onehot, label.shape[-1] // out["abnormal"].shape[-1])[:, 1:]
     fraction = fractions.sum(1)
-    pixels = (label.shape[-1] // fraction.shape[-1]) ** 2
-    lesion_cells = (fraction > 2.5 / pixels).float()
+    lesion_cells = (fraction >= config.lesion_cell).float()
     probs = logits.softmax(1)
     shared, total = (probs * onehot).sum((0, 2, 3))[1:], (probs + onehot).sum((0, 2, 3))[1:]
-    shares = torch.cat([LAYOUT_WHOLE * fraction[:, None], (1 - LAYOUT_WHOLE) * fractions], 1)
-    layout = LAYOUT_SCALE * F.pad(shares, (0, 0, 0, 0, 0, out["abnormal"].shape[1] - shares.shape[1])).sqrt()
+    whole = config.layout.whole
+    shares = torch.cat([whole * fraction[:, None], (1 - whole) * fractions], 1)
+    layout = config.layout.scale * F.pad(shares, (0, 0, 0, 0, 0, out["abnormal"].shape[1] - shares.shape[1])).sqrt()
     lesion = (label > 0).float()[:, None]
     healthy = (targets["background_label"] == 0).float()[:, None]
     abnormal, x_plus, x_minus = out["abnormal"], out["x_plus"], out["x_minus"]
@@ -322,7 +333,7 @@ def losses(out: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tens
         "commitment_abnormal": (lesion_cells * (abnormal - out["lesion_code"]).square().sum(1)).mean(),
         "nothing": ((fraction == 0) * abnormal.square().sum(1)).mean(),
         "layout": ((fraction > 0) * (abnormal - layout).square().sum(1)).mean(),
-        "structure": structure_loss(out["normal"], targets["background"], healthy * (1 + (PASTED_WEIGHT - 1) * lesion)),
+        "structure": structure_loss(out["normal"], targets["background"], healthy, lesion, config.structure),
         "soft_dice": 1 - (2 * shared / (total + 1e-5)).mean(),
         "cross_entropy": F.cross_entropy(logits, label),
         "reconstruction_minus": similarity_loss(x_minus, targets["background"], healthy),
@@ -342,7 +353,7 @@ class Trainer:
 
     def __init__(self, model: DecompositionNet, config: Config, device: str, *, compiled: bool, autocast: bool) -> None:
         odd = config.model.spade_stop_gradient or config.model.rotation_trick or not config.model.codebook_decay
-        if odd or config.weights != Config().weights:
+        if odd or config.objective != ObjectiveConfig():
             raise ValueError("the peer knows the recommended objective, gradients and codebooks by moving average alone")
         self.config, self.device, self.autocast = config, device, autocast
         self.network = Network(model).to(device, memory_format=torch.channels_last)
@@ -356,8 +367,8 @@ class Trainer:
     def network_and_losses(self, image: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict, dict]:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
             out = self.network(image, 1.0)
-        terms = losses(out, targets)
-        return sum(getattr(self.config.weights, name) * term for name, term in terms.items()), terms, out
+        terms = losses(out, targets, self.config.objective)
+        return sum(getattr(self.config.objective, name).weight * term for name, term in terms.items()), terms, out
 
     def step(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Image [B,C,S,S] and label [B,S,S], as they were read -> metrics, left on the device."""
@@ -378,7 +389,8 @@ class Trainer:
     def update_codebooks(self, out: dict[str, Tensor], label: Tensor, revive: bool) -> dict[str, Tensor]:
         decay, metrics = self.config.model.codebook_decay, {}
         size = label.shape[-1] // out["abnormal"].shape[-1]
-        lesion_cells = F.max_pool2d((label > 0).float()[:, None], size).flatten()
+        fraction = F.avg_pool2d((label > 0).float()[:, None], size).flatten()
+        lesion_cells = (fraction >= self.config.objective.lesion_cell).float()
         for path, indices, weight in (("normal", out["normal_indices"], torch.ones_like(lesion_cells)),
                                       ("abnormal", out["lesion_indices"], lesion_cells)):
             count, total = self.stats[path]
@@ -399,3 +411,64 @@ class Trainer:
             metrics[f"{path}_usage"] = (used > 0).float().mean()
             metrics[f"{path}_perplexity"] = torch.exp(-torch.special.xlogy(p, p).sum())
         return metrics
+
+
+def largest_differences(
+    config: Config, model: DecompositionNet, state: State, image: np.ndarray, label: np.ndarray
+) -> dict[str, float]:
+    """Between the peer and decomp_jax, as a share of the largest value compared; of outputs, losses, gradients, codebooks.
+
+    x_minus and the normal code are held to another image than x_plus is, as under a pasted lesion: the batch in reverse.
+
+    Args:
+        config: the recommended objective, float32, without revival.
+        state: of step 0; only shapes and statistics matter.
+        image: float32 [B,S,S,C].
+        label: int32 [B,S,S].
+    """
+    rng = np.random.default_rng(1)
+    books = {f"{path}_codebook": jnp.asarray(rng.normal(size=(model.config.codebook_size, model.config.code_dim)), jnp.float32)
+             for path in ("normal", "abnormal")}
+    # Biases start at 0, where SPADE's null condition meets the kink of the activation: the slope there is a convention.
+    books["abnormal_codebook"] = books["abnormal_codebook"].at[0].set(0.0)
+    moved = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.params)
+    state = state.replace(params=moved | books)
+    targets = Targets(*(jnp.asarray(x) for x in (image, label, image[::-1], label[::-1])))
+
+    @jax.jit
+    def ours(params: dict) -> tuple:
+        def loss(params: dict) -> tuple:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            outputs, _ = model.apply(variables, targets.image, quantised=1.0, train=True, mutable=["batch_stats"])
+            total, terms = objective(outputs, targets, config.objective, nothing=True)
+            return total, (terms, outputs)
+
+        (_, (terms, outputs)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        moved, _ = update_codebooks(
+            jax.random.key(0), params, state.codebook_stats, outputs, targets, jnp.int32(0), config
+        )
+        return outputs, terms, gradients, moved
+
+    outputs, terms, gradients, moved = jax.device_get(ours(state.params))
+    peer = Trainer(model, config, "cpu", compiled=False, autocast=False)
+    peer.network.load_flax(state.params, state.batch_stats)
+    seen, theirs = nchw(image), {
+        "image": nchw(image), "label": torch.from_numpy(np.array(targets.label)).long(), "background": nchw(targets.background),
+        "background_label": torch.from_numpy(np.array(targets.background_label)).long(),
+    }
+    _, their_terms, out = peer.network_and_losses(seen, theirs)
+    metrics = peer.update(seen, theirs, revive=False)
+    found = dict(peer.network.named_parameters())
+    pairs = {
+        "outputs": [(nchw(getattr(outputs, name)), out[name].detach()) for name in ("seg_logits", "x_plus", "x_minus")]
+        + [(nchw(getattr(outputs.latents, path)), out[path].detach()) for path in ("normal", "abnormal")],
+        "losses": [(terms[name], metrics[name]) for name in their_terms],
+        "gradients": [(from_flax(value), found[torch_name([key.key for key in path])].grad)
+                      for path, value in jax.tree_util.tree_leaves_with_path(gradients) if "codebook" not in path[0].key],
+        "codebooks": [(moved[name], getattr(peer.network, name)) for name in books],
+    }
+    return {
+        what: max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) / max(np.abs(np.asarray(c)).max() for c, _ in both)
+                  for a, b in both)
+        for what, both in pairs.items()
+    }

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from common import load_config, spread, write_measured
-from torch_peer import Trainer, from_flax, torch_name
+from torch_peer import Trainer, largest_differences, nchw
 
 from decomp_jax.data.augment import augment
 from decomp_jax.losses.objective import objective
@@ -42,7 +42,7 @@ from decomp_jax.models.convolution import convolve
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.training.state import create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step, update_codebooks
-from decomp_jax.types import Outputs, Targets
+from decomp_jax.types import Outputs
 
 keep_host_memory()  # as train.py does, before the devices are used; PyTorch's memory is kept, too
 ON_GPU = jax.default_backend() == "gpu"
@@ -122,10 +122,6 @@ def images(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return image[..., None].astype(np.float16), label.astype(np.uint8)
 
 
-def nchw(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(0, 3, 1, 2)
-
-
 def measure(case: Case, methods: tuple[str, ...], rounds: int) -> dict[str, list[float]]:
     """Seconds a step, a round each; methods take turns."""
     steps = {name: case.method(name) for name in methods}
@@ -181,60 +177,6 @@ def limits(case: Case, seconds: float) -> str:
     )
 
 
-def check(case: Case) -> dict[str, float]:
-    """Largest differences between the peer and ours, as a share of the largest value compared."""
-    config = dataclasses.replace(case.config, model=dataclasses.replace(case.config.model, dtype="float32", revive_below=0))
-    model = case.model.clone(config=dataclasses.replace(case.model.config, dtype="float32"))
-    state = case.state()
-    rng = np.random.default_rng(1)
-    books = {f"{path}_codebook": jnp.asarray(rng.normal(size=(model.config.codebook_size, model.config.code_dim)), jnp.float32)
-             for path in ("normal", "abnormal")}
-    # Biases start at 0, where SPADE's null condition meets the kink of the activation: the slope there is a convention.
-    moved = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), state.params)
-    state = state.replace(params=moved | books)
-    image = case.image.astype(np.float32)
-    targets = Targets(image, case.label.astype(np.int32), image[::-1].copy(), case.label[::-1].astype(np.int32))
-
-    @jax.jit
-    def ours(params: dict) -> tuple:
-        def loss(params: dict) -> tuple:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            outputs, _ = model.apply(variables, image, quantised=1.0, train=True, mutable=["batch_stats"])
-            total, terms = objective(outputs, targets, config.weights, margin=config.train.margin, nothing=True)
-            return total, (terms, outputs)
-
-        (_, (terms, outputs)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        moved, _ = update_codebooks(
-            jax.random.key(0), params, state.codebook_stats, outputs, targets, jnp.int32(0), config
-        )
-        return outputs, terms, gradients, moved
-
-    outputs, terms, gradients, moved = jax.device_get(ours(state.params))
-    peer = Trainer(model, config, "cpu", compiled=False, autocast=False)
-    peer.network.load_flax(state.params, state.batch_stats)
-    peer.network.abnormal_codebook[0] = 0
-    seen, theirs = nchw(image), {
-        "image": nchw(image), "label": torch.from_numpy(targets.label).long(), "background": nchw(targets.background),
-        "background_label": torch.from_numpy(targets.background_label).long(),
-    }
-    _, their_terms, out = peer.network_and_losses(seen, theirs)
-    metrics = peer.update(seen, theirs, revive=False)
-    found = dict(peer.network.named_parameters())
-    pairs = {
-        "outputs": [(nchw(getattr(outputs, name)), out[name].detach()) for name in ("seg_logits", "x_plus", "x_minus")]
-        + [(nchw(getattr(outputs.latents, path)), out[path].detach()) for path in ("normal", "abnormal")],
-        "losses": [(terms[name], metrics[name]) for name in their_terms],
-        "gradients": [(from_flax(value), found[torch_name([key.key for key in path])].grad)
-                      for path, value in jax.tree_util.tree_leaves_with_path(gradients) if "codebook" not in path[0].key],
-        "codebooks": [(moved[name][1:], getattr(peer.network, name)[1:]) for name in books],
-    }
-    return {
-        what: max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) / max(np.abs(np.asarray(c)).max() for c, _ in both)
-                  for a, b in both)
-        for what, both in pairs.items()
-    }
-
-
 def median_seconds(work: dict[str, Step], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in work}
     for i in range(rounds + 1):
@@ -259,7 +201,7 @@ def pieces(case: Case, rounds: int) -> dict[str, float]:
         return model.apply(variables, image, quantised=1.0, train=True, mutable=["batch_stats"])[0]
 
     def losses(outputs: Outputs) -> jax.Array:
-        return objective(outputs, targets, config.weights, margin=config.train.margin,
+        return objective(outputs, targets, config.objective,
                          nothing=bool(config.model.nothing_threshold))[0]
 
     forward_jit, losses_jit = jax.jit(forward), jax.jit(losses)
@@ -298,10 +240,13 @@ def narrow_convolutions(rounds: int) -> Iterator[str]:
 
 def report(texts: list[str], rounds: int) -> Iterator[str]:
     path, size, _ = texts[0].split(",")
-    found = check(Case(f"{path},{size},4"))
-    told = ", ".join(f"{what} {value:.0e}" for what, value in found.items())
+    case = Case(f"{path},{size},4")
+    config = case.config.replace({"model.dtype": "float32", "model.revive_below": 0.0})
+    model = case.model.clone(config=config.model)
+    differences = largest_differences(config, model, case.state(), case.image.astype(np.float32), case.label.astype(np.int32))
+    told = ", ".join(f"{what} {value:.0e}" for what, value in differences.items())
     yield f"The peer is the same network: largest differences, as a share of the largest value compared: {told}."
-    if max(found.values()) > 5e-3:  # Flax's variance in one pass loses digits where a channel's mean is far from 0
+    if max(differences.values()) > 5e-3:  # Flax's variance in one pass loses digits where a channel's mean is far from 0
         raise SystemExit(f"the peer differs from ours: {told}")
     if rounds == 0:
         return

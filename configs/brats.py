@@ -1,39 +1,22 @@
 """The full model for BraTS slices of 256x256.
 
     python train.py --config=configs/brats.py --workdir=RUN --config.data.dir=DATA          what we recommend
-    python train.py --config=configs/brats.py:paper --workdir=RUN --config.data.dir=DATA    the paper's own settings
+    python train.py --config=configs/brats.py:paper --workdir=RUN --config.data.dir=DATA    the paper's method as printed
+
+Other names, and how they combine: `configs/presets.py`.
 """
 
 from ml_collections import ConfigDict
 
-from decomp_jax.config import AugmentConfig, Config, LossWeights, ModelConfig, TrainConfig
-from decomp_jax.errors import UserError
+from configs import presets
+from decomp_jax.config import Config
 
-# Sections 2 and D and Appendix A. Codebooks by gradient, lambda_3 = 1e4: docs/network.md says what came of that.
-PAPER = Config(
-    model=ModelConfig(own_blocks=0, nothing_threshold=0.0, codebook_decay=0.0, revive_below=0.0, dtype="float32"),
-    weights=LossWeights(
-        codebook_normal=1.0,
-        codebook_abnormal=1.0,
-        commitment_normal=0.25,
-        nothing=0.0,
-        layout=0.0,
-        structure=0.0,
-        discrimination=1.0,
-        generalized_dice=1.0,
-        soft_dice=0.0,
-        cross_entropy=1.0,
-        reconstruction_minus=1e4,
-        reconstruction_plus=1e4,
-        residual=1.0,
-    ),
-    augment=AugmentConfig(transplant=0.0, intensity=0.0),
-    train=TrainConfig(warmup_steps=0, ramp_steps=0, learning_rate=5e-3, final_rate=1.0),
-)
+# The defaults of decomp_jax/config.py are those of this model.
+RECOMMENDED = Config()
 
 
-def get_config(variant: str = "recommended") -> ConfigDict:
-    variants = {"recommended": Config(), "paper": PAPER}
-    if variant not in variants:
-        raise UserError(f"--config=configs/brats.py:{variant}: no such variant; use {' or '.join(variants)}")
-    return variants[variant].to_config_dict()
+def get_config(name: str = "recommended") -> ConfigDict:
+    if name == "paper":  # Appendix D; `paper` at another size keeps that size's batch and steps
+        paper = presets.compose(RECOMMENDED, name)
+        return paper.replace({"model.dtype": "float32", "train.batch_size": 240, "train.epochs": 300.0}).to_config_dict()
+    return presets.get_config(RECOMMENDED, name)

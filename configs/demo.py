@@ -1,14 +1,18 @@
-"""A small model for 64x64 slices that two CPU cores train in minutes: what `make demo` runs."""
+"""A small model for 64x64 slices that two CPU cores train in minutes: what `make demo` runs.
+
+Other names, and how they combine: `configs/presets.py`.
+"""
 
 from ml_collections import ConfigDict
 
+from configs import presets
 from decomp_jax.config import AugmentConfig, Config, ModelConfig, TrainConfig
 
 # Half the paper's code size and four times its codes: on so small an image it is quantisation that costs the normal code
 # its last few hundredths of Dice. An encoder as wide as the decoders is an eighth of a step's cost and limits detection,
 # so that it is twice as wide and looks at single pixels. No rotation and scaling: resampling smooths pixels of 4 mm, and
 # the network would never see the noise of the images that it is to judge.
-DEMO = Config(
+RECOMMENDED = Config(
     model=ModelConfig(
         widths=(16, 32, 64),
         encoder_widening=2,
@@ -32,5 +36,5 @@ DEMO = Config(
 )
 
 
-def get_config() -> ConfigDict:
-    return DEMO.to_config_dict()
+def get_config(name: str = "recommended") -> ConfigDict:
+    return presets.get_config(RECOMMENDED, name)

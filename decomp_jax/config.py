@@ -1,11 +1,15 @@
 """The settings of a run. `configs/*.py` hand out ConfigDicts of these fields; programs turn them at once into dataclasses."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any, Self, get_type_hints
 
 from ml_collections import ConfigDict
 
 from decomp_jax.errors import UserError
+
+REDUCTIONS = ("mean", "sum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +29,14 @@ class ModelConfig:
         nothing_threshold: cells whose ||z_e_abnormal||^2 is at most this take code 0, a fixed zero vector that says
             "nothing here"; 0 switches the rule off, as in the paper.
         codebook_decay: decay of the moving average that updates codebooks; 0 trains them by gradient, which takes
-            weights.codebook_normal and weights.codebook_abnormal.
+            objective.codebook_normal and objective.codebook_abnormal.
         revive_below: codes whose moving average of use falls below this restart at an encoder output; 0 never.
         rotation_trick: what decoders teach the encoder passes quantisation rotated (Fifty et al. 2024), not straight.
+        batch_norm_decay: decay of the moving statistics of batch normalisation.
+        normal_gain: initial standard deviation of the last convolution before the normal z_e, in units of He's.
+            At a half the normal code starts at the length that its structure has.
+        output_gain: the same of the last convolution of each decoder. At He's own, the first hundreds of steps only
+            shrink its output.
         dtype: compute type of the network; parameters, losses, statistics and distances are float32.
     """
 
@@ -43,39 +52,106 @@ class ModelConfig:
     codebook_decay: float = 0.99
     revive_below: float = 0.1
     rotation_trick: bool = False
+    batch_norm_decay: float = 0.95
+    normal_gain: float = 0.5
+    output_gain: float = 0.1
     dtype: str = "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """Weight of each term of the objective; 0 removes the term and its cost. The paper's lambdas, one a term.
+class Term:
+    """Settings of one term of the objective (`losses/terms.py`).
 
     Attributes:
-        codebook_normal, codebook_abnormal: draw codes to z_e (equation 1; with codebook_decay=0 alone).
-        commitment_normal, commitment_abnormal: draw z_e to codes (equation 1).
-        nothing: draws the abnormal z_e of lesion-free cells to 0.
-        layout: draws the abnormal z_e of lesion cells to the lesion's share of the cell, of it all and of each class.
-        structure: draws the normal z_e to the local contrast of the lesion-free image.
-        discrimination: keeps abnormal z_e of lesion-free images off the lesion codes (equation 3).
-        generalized_dice, soft_dice, cross_entropy: of the segmentation (equation 4; ours; equation 5).
-        reconstruction_minus, reconstruction_plus: of the paintings without the lesion and with it (equations 7 and 8).
-        residual: keeps the two paintings alike outside the lesion (equation 10).
+        weight: factor of the term in the objective, the paper's lambda; 0 removes the term and its cost.
     """
 
-    codebook_normal: float = 0.0
-    codebook_abnormal: float = 0.0
-    commitment_normal: float = 1.0
-    commitment_abnormal: float = 0.25
-    nothing: float = 1.0
-    layout: float = 1.0
-    structure: float = 4.0
-    discrimination: float = 0.0
-    generalized_dice: float = 0.0
-    soft_dice: float = 5.0
-    cross_entropy: float = 5.0
-    reconstruction_minus: float = 1.0
-    reconstruction_plus: float = 1.0
-    residual: float = 1.0
+    weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutTerm(Term):
+    """The lesion's layout in the abnormal z_e.
+
+    Attributes:
+        scale: length of the abnormal z_e in a cell that is all lesion.
+        whole: share of its squared length that says that there is a lesion; the rest says of which class.
+    """
+
+    scale: float = 14.0
+    whole: float = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class StructureTerm(Term):
+    """Local contrast in the normal z_e.
+
+    Attributes:
+        scale: deviation of local contrast in the channels of the normal z_e. Beside the layout's scale it decides what
+            the two codes weigh where their distances are added up.
+        window: deviation of the Gaussian window of local contrast, in image sides.
+        flat: variance at which a window counts as without contrast.
+        pasted: weight of what lies under a pasted lesion. Such cells are few, and they alone teach what a lesion hides.
+    """
+
+    scale: float = 1.0
+    window: float = 1 / 16
+    flat: float = 1e-3
+    pasted: float = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminationTerm(Term):
+    """Distance of the abnormal z_e of lesion-free images to the codes.
+
+    Attributes:
+        margin: pi of equation 3.
+    """
+
+    margin: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelTerm(Term):
+    """A distance between images.
+
+    Attributes:
+        reduction: "mean" over pixels, or "sum", as the paper prints its norms.
+    """
+
+    reduction: str = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The terms of the objective and their constants; what each of them does is in `losses/terms.py`.
+
+    Attributes:
+        lesion_cell: share of its pixels with a lesion from which a cell of the code grid counts as a lesion cell, whose
+            code the abnormal path learns from. Used where there is a "nothing" code.
+    """
+
+    lesion_cell: float = 0.04
+    codebook_normal: Term = Term(0.0)
+    codebook_abnormal: Term = Term(0.0)
+    commitment_normal: Term = Term(1.0)
+    commitment_abnormal: Term = Term(0.25)
+    nothing: Term = Term(1.0)
+    layout: LayoutTerm = LayoutTerm(1.0)
+    structure: StructureTerm = StructureTerm(4.0)
+    discrimination: DiscriminationTerm = DiscriminationTerm(0.0)
+    generalized_dice: Term = Term(0.0)
+    soft_dice: Term = Term(5.0)
+    cross_entropy: Term = Term(5.0)
+    reconstruction_minus: PixelTerm = PixelTerm(1.0)
+    reconstruction_plus: PixelTerm = PixelTerm(1.0)
+    residual: PixelTerm = PixelTerm(1.0)
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms in use, those whose weight is not 0, by name."""
+        terms = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: term for name, term in terms.items() if isinstance(term, Term) and term.weight}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +163,9 @@ class AugmentConfig:
         rotation: largest rotation, degrees.
         scale: largest log of the scaling factor.
         transplant: probability that another image's lesion is pasted in.
+        foreground: intensity above which a pixel shows the body; lesions are pasted there alone.
+        least_pasted: share of the image that a pasted lesion must cover, else nothing is pasted.
+        opacity: least share that a pasted lesion has of a pixel; the rest is what was there.
         intensity: largest log of the gamma applied to the input (the targets keep their intensities).
     """
 
@@ -94,6 +173,9 @@ class AugmentConfig:
     rotation: float = 12.0
     scale: float = 0.12
     transplant: float = 0.5
+    foreground: float = 0.04
+    least_pasted: float = 6 / 64**2
+    opacity: float = 0.6
     intensity: float = 0.25
 
 
@@ -118,30 +200,33 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser steps.
+        epochs: passes over the training slices; where it is not 0, it sets `steps` when the run starts.
         warmup_steps: first steps, in which decoders see unquantised codes; over as many again they change to quantised
             ones (clamped to a quarter of `steps`).
         ramp_steps: linear ramp of the learning rate.
         batch_size: global batch.
         learning_rate: Adam's, at its highest: a ramp leads there, a cosine away from it.
         final_rate: share of the learning rate that the cosine ends at; 1 holds it constant.
-        margin: pi, the threshold of the discrimination term (Appendix D).
         revive_until: share of the steps after which codebooks are no longer revived, so that codes settle.
         seed: of parameters, the order of slices and augmentation.
+        population_images: training slices, as they are, whose statistics batch normalisation takes at the end and for
+            validation (`training/population.py`); 0 keeps the moving averages of training.
         init_from: another run's directory, whose newest parameters this run starts from.
         checkpoint_every, log_every: steps between checkpoints, and between lines of metrics.jsonl.
         eval_every: steps between validation passes; 0 for none.
         tensorboard: the metrics and validation images for TensorBoard, too.
     """
 
-    steps: int = 69_000
+    steps: int = 65_000
+    epochs: float = 0.0
     warmup_steps: int = 1_000
     ramp_steps: int = 500
-    batch_size: int = 240
+    batch_size: int = 256
     learning_rate: float = 2e-3
     final_rate: float = 0.0
-    margin: float = 10.0
     revive_until: float = 0.8
     seed: int = 0
+    population_images: int = 2_048
     init_from: str = ""
     checkpoint_every: int = 1_000
     log_every: int = 50
@@ -152,7 +237,7 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     model: ModelConfig = ModelConfig()
-    weights: LossWeights = LossWeights()
+    objective: ObjectiveConfig = ObjectiveConfig()
     augment: AugmentConfig = AugmentConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -163,33 +248,53 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Raises UserError for a name that no field has and for values that can't be used."""
-        types = get_type_hints(cls)
-        _refuse_unknown(values, types, "config")
-        parts = {name: _part(types[name], fields, f"config.{name}") for name, fields in values.items()}
-        config = cls(**parts)
+        config = _from_dict(cls, values, "config")
         _check(config)
         return config
+
+    def replace(self, settings: Mapping[str, Any]) -> Self:
+        """With other values of some settings, named as on the shell: {"model.own_blocks": 0}."""
+        values = self.to_dict()
+        for name, value in settings.items():
+            *sections, field = name.split(".")
+            section = values
+            for part in sections:
+                section = section[part]
+            section[field] = value
+        return self.from_dict(values)
+
+    def get(self, name: str) -> Any:
+        """The value of a setting, named as on the shell: "model.own_blocks"."""
+        return functools.reduce(getattr, name.split("."), self)
+
+    def with_steps(self, slices: int) -> Self:
+        """With the steps of `train.epochs` passes over so many training slices, where epochs are set."""
+        if not self.train.epochs:
+            return self
+        return self.replace({"train.steps": max(round(self.train.epochs * slices / self.train.batch_size), 1)})
 
     def to_config_dict(self) -> ConfigDict:
         """For `configs/*.py`: a ConfigDict whose fields the shell can override (`--config.train.steps=100`)."""
         return ConfigDict(self.to_dict())
 
 
-def _part(part: type, values: dict[str, Any], where: str) -> Any:
-    known = {field.name for field in dataclasses.fields(part)}
-    _refuse_unknown(values, known, where)
-    return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def _refuse_unknown(values: dict[str, Any], known: Any, where: str) -> None:
+def _from_dict(kind: type, values: dict[str, Any], where: str) -> Any:
+    """A dataclass of dataclasses from nested dictionaries; lists become tuples."""
+    types = get_type_hints(kind)
     for name in values:
-        if name not in known:
-            raise UserError(f"{where}.{name}: no such setting; there are {', '.join(sorted(known))}")
+        if name not in types:
+            raise UserError(f"{where}.{name}: no such setting; there are {', '.join(sorted(types))}")
+    parts = {
+        name: _from_dict(types[name], value, f"{where}.{name}") if dataclasses.is_dataclass(types[name])
+        else tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+    return kind(**parts)
 
 
 def _trained_one_way(config: Config) -> bool:
     """Codebooks follow either the moving average or the gradient of their losses."""
-    by_gradient = [config.weights.codebook_normal > 0, config.weights.codebook_abnormal > 0]
+    by_gradient = [config.objective.codebook_normal.weight > 0, config.objective.codebook_abnormal.weight > 0]
     return 0 < config.model.codebook_decay < 1 and not any(by_gradient) or (
         config.model.codebook_decay == 0 and all(by_gradient)
     )
@@ -198,6 +303,8 @@ def _trained_one_way(config: Config) -> bool:
 def _check(config: Config) -> None:
     rules = {
         "config.train.steps": config.train.steps >= 1,
+        "config.train.epochs": config.train.epochs >= 0,
+        "config.train.population_images": config.train.population_images >= 0,
         "config.train.batch_size": config.train.batch_size >= 1,
         "config.train.log_every": config.train.log_every >= 1,
         "config.train.checkpoint_every": config.train.checkpoint_every >= 1,
@@ -208,11 +315,20 @@ def _check(config: Config) -> None:
         "config.model.own_blocks": 0 <= config.model.own_blocks < len(config.model.widths),
         "config.model.codebook_size": 2 <= config.model.codebook_size <= 65_536,
         "config.model.codebook_decay": _trained_one_way(config),
+        "config.model.batch_norm_decay": 0 < config.model.batch_norm_decay < 1,
+        "config.model.normal_gain": config.model.normal_gain > 0,
+        "config.model.output_gain": config.model.output_gain > 0,
         "config.model.code_dim": config.model.code_dim >= 1,
         "config.model.spade_width": config.model.spade_width >= 1,
         "config.model.nothing_threshold": config.model.nothing_threshold > 0
-        or not (config.weights.nothing or config.weights.layout),
-        "config.weights": min(dataclasses.astuple(config.weights)) >= 0,
+        or not (config.objective.nothing.weight or config.objective.layout.weight),
+        "config.objective": all(term.weight > 0 for term in config.objective.terms.values()),
+        "config.objective.lesion_cell": 0 < config.objective.lesion_cell <= 1,
+        "config.objective.layout.whole": 0 <= config.objective.layout.whole <= 1,
+        "config.objective.structure.window": config.objective.structure.window > 0,
+        "config.objective.reconstruction_minus.reduction": config.objective.reconstruction_minus.reduction in REDUCTIONS,
+        "config.objective.reconstruction_plus.reduction": config.objective.reconstruction_plus.reduction in REDUCTIONS,
+        "config.objective.residual.reduction": config.objective.residual.reduction in REDUCTIONS,
         "config.augment.flip": 0 <= config.augment.flip <= 1,
         "config.augment.transplant": 0 <= config.augment.transplant <= 1,
         "config.data.read_threads": config.data.read_threads >= 1,

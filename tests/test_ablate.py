@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from decomp_jax import ablate
-from decomp_jax.errors import EXIT_FAULT
+from decomp_jax.errors import EXIT_FAULT, UserError
+from tests.conftest import ROOT
 
 # Ends well, fails, or waits to be stopped, by the name of the variant; says which flags it got.
 TRAIN = """
@@ -15,7 +16,7 @@ from pathlib import Path
 flags = dict(flag.lstrip("-").split("=", 1) for flag in sys.argv[1:])
 workdir = Path(flags["workdir"])
 print(sys.argv[1:], flush=True)
-if flags["config"].endswith("no_layout"):
+if flags["config"].endswith(":no_layout"):
     sys.exit("a fault")
 if flags["config"].endswith("no_revival"):
     signal.signal(signal.SIGTERM, lambda *_: ((workdir / "saved").touch(), sys.exit(0)))
@@ -35,7 +36,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ))
 
     def start(*flags: str) -> list[str]:
-        monkeypatch.setattr("sys.argv", ["ablate", "--data=D", "--out=runs", *flags])
+        monkeypatch.setattr("sys.argv", ["ablate", "--data=D", "--out=runs", f"--config={ROOT}/configs/demo.py", *flags])
         ablate.main()
         return compared
 
@@ -43,13 +44,19 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_variant_is_trained_alike_and_compared(launch, tmp_path: Path, capsys) -> None:
-    assert launch("--variants=recommended,seed_1,no_warmup", "--jobs=2", "--config.train.steps=9") == [
-        "recommended", "seed_1", "no_warmup"
-    ]
-    for name in ("recommended", "seed_1", "no_warmup"):
+    names = ["recommended", "paper_sane+nothing", "no_warmup"]
+    assert launch(f"--variants={','.join(names)}", "--jobs=2", "--config.train.steps=9") == names
+    for name in names:
         log = (tmp_path / "runs" / name / "train.log").read_text()
-        assert f"configs/ablations.py:demo/{name}" in log and "--config.train.steps=9" in log
+        assert f"configs/demo.py:{name}" in log and "--config.train.steps=9" in log
     assert capsys.readouterr().out == "the table\n"
+
+
+def test_seeds_are_runs_of_their_own(launch, tmp_path: Path) -> None:
+    assert launch("--variants=recommended,no_warmup", "--seeds=0,3") == [
+        "recommended-0", "recommended-3", "no_warmup-0", "no_warmup-3"
+    ]
+    assert "--config.train.seed=3" in (tmp_path / "runs" / "no_warmup-3" / "train.log").read_text()
 
 
 def test_a_failed_variant_is_named_and_the_others_compared(launch, tmp_path: Path, capsys) -> None:
@@ -84,10 +91,13 @@ def test_jobs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("flag, says", [
-    ("--variants=no_such", "no_such is unknown"), ("--jobs=0", "must be at least 1"), ("--config=x", "not a flag"),
-    ("--config.model.codebook_size=9", "what codebook_512 varies"),
+    ("--variants=no_such", "no_such: no such name"), ("--variants=codebook_2048", "changes nothing here"),
+    ("--jobs=0", "must be at least 1"), ("--weights=x", "not a flag"), ("--variants=no_layout,no_layout", "there twice"),
+    ("--config.model.codebook_size=9", "the variants differ in it"), ("--config=x.py", "no configuration file"),
+    ("--config.model.size=9", "config.model.size: no such setting"),
 ])
 def test_mistaken_flags(launch, capsys, flag: str, says: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        launch(flag)
-    assert stop.value.code == 2 and says in capsys.readouterr().err
+    variants = ["--variants=recommended,codebook_512"] if "--variants" not in flag else []
+    with pytest.raises((SystemExit, UserError)) as stop:
+        launch(*variants, flag)
+    assert says in capsys.readouterr().err + str(stop.value)

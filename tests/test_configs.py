@@ -1,68 +1,150 @@
-"""Every configuration builds its network, and mistakes in one are told in a line."""
+"""Every preset builds its network and takes a step, presets compose, and mistakes in one are told in a line."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from configs import ablations, brats, demo
-from decomp_jax.config import Config
+from configs import brats, demo, presets
+from configs.ablations import ABLATIONS, TERMS
+from decomp_jax.config import Config, ObjectiveConfig, Term
 from decomp_jax.errors import UserError
+from decomp_jax.losses import terms
+from decomp_jax.mesh import data_mesh
 from decomp_jax.models.network import DecompositionNet
+from decomp_jax.training.state import create_state, make_optimizer
+from decomp_jax.training.step import train_step
 from tests.conftest import run_python
 
+TINY = demo.RECOMMENDED.replace({
+    "model.widths": (4, 8), "model.code_dim": 8, "model.codebook_size": 12, "model.spade_width": 4,
+    "train.batch_size": 2, "train.steps": 8,
+})
+BASES = ("recommended", "paper", "paper_sane", "paper_sane+nothing+layout")
+OTHERS = (*(f"paper_sane+{name}" for name in presets.ADDITIONS if name != "layout"), *ABLATIONS)
 
-CONFIGS = {
-    "brats": (brats.get_config(), 256),
-    "paper": (brats.get_config("paper"), 256),
-    "demo": (demo.get_config(), 64),
-    **{name: (ablations.get_config(name), 64) for name in ablations.ABLATIONS},
-}
 
-
-@pytest.mark.parametrize("config, size", CONFIGS.values(), ids=CONFIGS)
-def test_config_builds(config, size):
+@pytest.mark.parametrize("config", [brats.get_config(), brats.get_config("paper")], ids=["recommended", "paper"])
+def test_full_model_builds(config):
     config = Config.from_dict(config.to_dict())
-    model = DecompositionNet(config.model, size=size, channels=1, lesion_classes=3)
-    image = jnp.zeros((1, size, size, 1))
+    model = DecompositionNet(config.model, size=256, channels=1, lesion_classes=3)
+    image = jnp.zeros((1, 256, 256, 1))
     outputs = jax.eval_shape(
         lambda key: model.init_with_output(key, image, quantised=1.0, train=False)[0], jax.random.key(0)
     )
     assert outputs.codes.normal_indices.shape == (1, 8, 8)
 
 
+class Step:
+    """A training step of a tiny network, and what it steps from."""
+
+    def __init__(self, name: str) -> None:
+        self.config = presets.compose(TINY, name)
+        model = DecompositionNet(self.config.model, size=16, channels=1, lesion_classes=3)
+        tx = make_optimizer(self.config.train)
+        shapes = jax.eval_shape(lambda: create_state(self.config, model, tx, data_mesh()))
+        rng = np.random.default_rng(0)
+        state = jax.tree.map(lambda x: jnp.asarray(np.abs(rng.normal(0, 0.1, x.shape)), x.dtype), shapes)
+        label = np.zeros((2, 16, 16), np.uint8)
+        label[0, 4:10, 4:10] = np.arange(1, 4).repeat(2)
+        self.state = state.replace(step=jnp.asarray(4))
+        self.batch = {"image": rng.random((2, 16, 16, 1)).astype(np.float16), "label": label}
+        self.function = functools.partial(train_step, model=model, tx=tx, config=self.config)
+
+    @property
+    def terms(self) -> set[str]:
+        return {f"term/{name}" for name in self.config.objective.terms}
+
+
+@pytest.mark.parametrize("name", [*BASES, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
+def test_a_step_gives_finite_terms_and_moves_the_network(name):
+    step = Step(name)
+    after, metrics = jax.jit(step.function)(step.state, step.batch)
+    assert {name for name in metrics if name.startswith("term/")} == step.terms
+    assert all(np.isfinite(value) for value in metrics.values())
+    leaves = zip(jax.tree.leaves(step.state.params), jax.tree.leaves(after.params))
+    assert sum(float(jnp.abs(before - now).sum()) for before, now in leaves) > 0
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_step_of_each_preset_has_its_terms(name):
+    """Traced, not compiled, which takes a tenth of the time; compiled in a test marked `long`."""
+    step = Step(name)
+    after, metrics = jax.eval_shape(step.function, step.state, step.batch)
+    assert {name for name in metrics if name.startswith("term/")} == step.terms
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, step.state)
+
+
+@pytest.mark.parametrize("recommended", [demo.RECOMMENDED, brats.RECOMMENDED], ids=["demo", "brats"])
+def test_additions_lead_from_the_sane_paper_to_what_we_recommend(recommended):
+    assert presets.compose(recommended, "+".join(["paper_sane", *presets.ADDITIONS])) == recommended
+
+
+def test_names_compose_and_say_what_is_wrong():
+    compose = functools.partial(presets.compose, demo.RECOMMENDED)
+    assert compose("no_layout") == compose("recommended+no_layout") != compose("recommended")
+    both = compose("no_layout+half_rate")
+    assert both.objective.layout.weight == 0 and both.train.learning_rate == 1e-3
+    with pytest.raises(UserError, match="no_such: no such name; there are recommended, paper"):
+        compose("no_such")
+    with pytest.raises(UserError, match="codebook_2048 changes nothing here"):
+        compose("codebook_2048")
+
+
+def test_paper_is_as_printed():
+    paper = Config.from_dict(brats.get_config("paper").to_dict())
+    weights = {name: term.weight for name, term in paper.objective.terms.items()}
+    assert weights == {
+        "codebook_normal": 1, "codebook_abnormal": 1, "commitment_normal": 0.25, "commitment_abnormal": 0.25,
+        "discrimination": 1, "generalized_dice": 1, "cross_entropy": 1,
+        "reconstruction_minus": 1e4, "reconstruction_plus": 1e4, "residual": 1,
+    }
+    assert paper.objective.discrimination.margin == 10 and paper.train.batch_size == 240
+    assert paper.train.learning_rate == 5e-3 and paper.train.epochs == 300 and paper.train.warmup_steps == 0
+    assert paper.model.normal_gain == paper.model.output_gain == 1 and paper.train.population_images == 0
+    assert (paper.model.codebook_size, paper.model.code_dim) == (512, 64)
+
+
+def test_epochs_set_the_steps():
+    config = brats.RECOMMENDED.replace({"train.epochs": 3.0, "train.batch_size": 10})
+    assert config.with_steps(1_000).train.steps == 300
+    assert brats.RECOMMENDED.with_steps(1_000) == brats.RECOMMENDED
+
+
+def test_another_batch_keeps_the_images():
+    four = presets.compose(brats.RECOMMENDED, "batch_1024")
+    before, after = brats.RECOMMENDED.train, four.train
+    assert after.steps * after.batch_size == before.steps * before.batch_size
+    assert after.learning_rate == 2 * before.learning_rate
+    assert four.model.codebook_decay == pytest.approx(0.99**4)
+
+
+def test_ablations_name_every_term():
+    fields = {field.name for field in dataclasses.fields(ObjectiveConfig) if isinstance(field.default, Term)}
+    assert fields == set(terms.TERMS)
+    assert set(TERMS) == {name for name in fields if not name.startswith("codebook")}
+
+
 def test_config_survives_json_and_config_dict():
-    for config in (brats.PAPER, demo.DEMO):
+    for config in (presets.compose(brats.RECOMMENDED, "paper"), demo.RECOMMENDED):
         assert Config.from_dict(config.to_config_dict().to_dict()) == config
 
 
-def test_unknown_and_impossible_settings_are_named():
-    values = Config().to_dict()
-    values["train"]["stepz"] = 3
-    with pytest.raises(UserError, match="config.train.stepz: no such setting"):
-        Config.from_dict(values)
-    values = Config().to_dict()
-    values["model"]["own_blocks"] = 5
-    with pytest.raises(UserError, match="config.model.own_blocks"):
-        Config.from_dict(values)
-
-
-def test_each_ablation_changes_something():
-    variants = [ablations.ablation(name) for name in ablations.ABLATIONS]
-    assert all(a != b for i, a in enumerate(variants) for b in variants[:i])
-    assert ablations.variants("demo") == list(ablations.ABLATIONS)
-
-
-def test_a_variant_that_a_model_has_already_is_refused():
-    assert "codebook_512" not in ablations.variants("brats") and "recommended" in ablations.variants("brats")
-    with pytest.raises(UserError, match="brats/codebook_512: brats is so already"):
-        ablations.get_config("brats/codebook_512")
-
-
-def test_codebooks_that_nothing_trains_are_refused():
-    values = demo.DEMO.to_dict()
-    values["model"]["codebook_decay"] = 0.0
-    with pytest.raises(UserError, match="config.model.codebook_decay"):
-        Config.from_dict(values)
+@pytest.mark.parametrize("name, value, says", [
+    ("train.stepz", 3, "config.train.stepz: no such setting"),
+    ("objective.layout.size", 3, "config.objective.layout.size: no such setting"),
+    ("model.own_blocks", 5, "config.model.own_blocks"),
+    ("objective.layout.weight", -1.0, "config.objective"),
+    ("objective.residual.reduction", "median", "config.objective.residual.reduction"),
+    ("model.codebook_decay", 0.0, "config.model.codebook_decay"),  # nothing would train the codebooks
+    ("model.nothing_threshold", 0.0, "config.model.nothing_threshold"),
+])
+def test_unknown_and_impossible_settings_are_named(name, value, says):
+    with pytest.raises(UserError, match=says):
+        Config().replace({name: value})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ LAYERS = (
     ("ablate",),
 )
 FORBIDDEN = {
-    "decomp_jax": {"tensorflow", "data_prep"},
+    "decomp_jax": {"tensorflow", "data_prep", "configs"},
     "data_prep": {"jax", "flax", "configs", "decomp_jax.training", "decomp_jax.inference", "decomp_jax.evaluation"},
     "configs": {"data_prep", "decomp_jax.training", "decomp_jax.inference", "decomp_jax.evaluation"},
     "decomp_jax/losses": {"flax", "decomp_jax.models"},

@@ -13,13 +13,10 @@ from decomp_jax.types import Targets
 Batch = dict[str, Array]
 
 
-def random_geometry(
-    key: PRNGKeyArray, batch: Batch, config: AugmentConfig, mirrored: tuple[int, ...] | None = None
-) -> Batch:
+def random_geometry(key: PRNGKeyArray, batch: Batch, config: AugmentConfig) -> Batch:
     """One random flip, rotation and scaling an image, applied to its images and label maps alike.
 
     Images [B,S,S,C] are interpolated linearly, integer maps [B,S,S] take the nearest pixel; outside is 0.
-    `mirrored` says which anatomy label each label becomes in a flipped image (left and right swap).
     """
     flip_key, angle_key, scale_key = jax.random.split(key, 3)
     n, size = batch["image"].shape[:2]
@@ -28,13 +25,8 @@ def random_geometry(
         angle = jnp.radians(config.rotation) * jax.random.uniform(angle_key, (n,), minval=-1.0)
         scale = jnp.exp(config.scale * jax.random.uniform(scale_key, (n,), minval=-1.0))
         grids = jax.vmap(functools.partial(_sampling_grid, size))(flip, angle, scale)
-        moved = {name: _resample(value, grids) for name, value in batch.items()}
-    else:
-        moved = {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}
-    if "anatomy" in moved and mirrored is not None:
-        swapped = jnp.asarray(mirrored, moved["anatomy"].dtype)[moved["anatomy"]]
-        moved["anatomy"] = jnp.where(flip[:, None, None], swapped, moved["anatomy"])
-    return moved
+        return {name: _resample(value, grids) for name, value in batch.items()}
+    return {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}
 
 
 def _mirror(values: Array, flip: Bool[Array, ""]) -> Array:
@@ -62,7 +54,9 @@ def _resample(values: Array, grids: Float[Array, "b 2 s s"]) -> Array:
     return jax.vmap(per_image, in_axes=(3, None), out_axes=3)(values, grids)
 
 
-def transplant(key: PRNGKeyArray, image: Float[Array, "b s s c"], label: Int[Array, "b s s"], probability: float) -> Targets:
+def transplant(
+    key: PRNGKeyArray, image: Float[Array, "b s s c"], label: Int[Array, "b s s"], config: AugmentConfig
+) -> Targets:
     """Pastes the lesion of the image before in the batch, mirrored and shifted at random, into an image.
 
     What lies under a pasted lesion is known, so the network sees the truth it has to paint in x_minus: `background`.
@@ -73,12 +67,13 @@ def transplant(key: PRNGKeyArray, image: Float[Array, "b s s c"], label: Int[Arr
     flip = jax.random.bernoulli(flip_key, 0.5, (n,))
     shift = jax.random.randint(shift_key, (n, 2), -size // 8, size // 8 + 1)
     donor_image, donor_label = jax.vmap(_mirror_and_shift)(donor_image, donor_label, flip, shift)
-    brain = (image > 0.04).any(-1)
-    mask = (donor_label > 0) & brain & jax.random.bernoulli(apply_key, probability, (n, 1, 1))
-    mask &= (mask.sum((1, 2), keepdims=True) * (64 / size) ** 2) >= 6
+    body = (image > config.foreground).any(-1)
+    mask = (donor_label > 0) & body & jax.random.bernoulli(apply_key, config.transplant, (n, 1, 1))
+    mask &= mask.mean((1, 2), keepdims=True) >= config.least_pasted
     soft = _blur3(mask.astype(image.dtype))
-    alpha = jnp.where(mask, jnp.maximum(0.6, soft), soft / 2 * brain)[..., None]
-    gain = _brain_mean(image) / jnp.maximum(_brain_mean(donor_image), 1e-3)
+    alpha = jnp.where(mask, jnp.maximum(config.opacity, soft), soft / 2 * body)[..., None]
+    mean, donor_mean = (_foreground_mean(x, config.foreground) for x in (image, donor_image))
+    gain = mean / jnp.maximum(donor_mean, 1e-3)
     pasted = (1 - alpha) * image + alpha * jnp.clip(gain * donor_image, 0, 1)
     return Targets(
         image=pasted, label=jnp.where(mask, donor_label, label), background=image, background_label=label
@@ -92,9 +87,9 @@ def _mirror_and_shift(image: Array, label: Array, flip: Array, shift: Array) -> 
     return move(image), move(label)
 
 
-def _brain_mean(image: Float[Array, "b s s c"]) -> Float[Array, "b 1 1 c"]:
-    brain = image > 0.04
-    return (image * brain).sum((1, 2), keepdims=True) / jnp.maximum(brain.sum((1, 2), keepdims=True), 1)
+def _foreground_mean(image: Float[Array, "b s s c"], least: float) -> Float[Array, "b 1 1 c"]:
+    foreground = image > least
+    return (image * foreground).sum((1, 2), keepdims=True) / jnp.maximum(foreground.sum((1, 2), keepdims=True), 1)
 
 
 def _blur3(mask: Float[Array, "b s s"]) -> Float[Array, "b s s"]:
@@ -115,7 +110,7 @@ def augment(key: PRNGKeyArray, batch: Batch, config: AugmentConfig) -> tuple[Flo
     geometry_key, transplant_key, intensity_key = jax.random.split(key, 3)
     moved = random_geometry(geometry_key, batch, config)
     if config.transplant:
-        targets = transplant(transplant_key, moved["image"], moved["label"], config.transplant)
+        targets = transplant(transplant_key, moved["image"], moved["label"], config)
     else:
         targets = Targets(moved["image"], moved["label"], moved["image"], moved["label"])
     image = random_intensity(intensity_key, targets.image, config.intensity) if config.intensity else targets.image

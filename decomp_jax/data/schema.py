@@ -63,14 +63,3 @@ class Settings:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Settings":
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def mirrored_classes(classes: tuple[str, ...]) -> tuple[int, ...]:
-    """Label that each label 0..A becomes when the image is flipped left to right ("left x" <-> "right x")."""
-    swap = {"left": "right", "right": "left"}
-
-    def mirror(name: str) -> str:
-        side, _, region = name.partition(" ")
-        return f"{swap[side]} {region}" if side in swap else name
-
-    return (0, *(1 + classes.index(mirror(name)) for name in classes))

@@ -9,6 +9,7 @@ import scipy.linalg
 from jaxtyping import Array, Bool, Float, Integer
 
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.config import StructureTerm
 from decomp_jax.losses.cells import local_contrast
 from decomp_jax.retrieval import relevance
 
@@ -138,4 +139,4 @@ def contrasts(images: Float[np.ndarray, "n s s c"]) -> Float[np.ndarray, "n s s 
     """What the structure term draws the normal code to, at every pixel and with the lesions."""
     step = relevance.REFERENCE_BLOCK
     blocks = [jnp.asarray(images[i : i + step], jnp.float32) for i in range(0, len(images), step)]
-    return np.concatenate([np.asarray(local_contrast(block)) for block in blocks])
+    return np.concatenate([np.asarray(local_contrast(block, window=StructureTerm.window, flat=StructureTerm.flat)) for block in blocks])

@@ -29,22 +29,31 @@ def nothing_loss(z_e: Float[Array, "b h w d"], lesion_fraction: Float[Array, "b 
     return ((lesion_fraction == 0) * jnp.sum(z_e**2, -1)).mean((1, 2))
 
 
-def layout_loss(
-    z_e: Float[Array, "b h w d"], class_fractions: Float[Array, "b h w l"], *, scale: float, whole: float
-) -> Float[Array, "b"]:
-    """Draws lesion cells to what their share of each lesion class says, so that L2 compares what lesion is where.
+def layout_target(
+    class_fractions: Float[Array, "b h w l"], code_dim: int, *, scale: float, whole: float
+) -> Float[Array, "b h w {code_dim}"]:
+    """The abnormal z_e that says which share of each cell every lesion class takes.
 
-    Channel 0 is drawn to scale * sqrt(whole * f), f being the share of the cell's pixels with a lesion, the next L to
-    scale * sqrt((1 - whole) * f_k) of each class k, and all others to 0: what they tell decoders of the cell's inside
+    Channel 0 holds scale * sqrt(whole * f), f being the share of the cell's pixels with a lesion, the next L channels
+    scale * sqrt((1 - whole) * f_k) of each class k, and all others 0: what they tell the decoders of the cell's inside
     must not outweigh its layout. The squared length of a cell is then scale^2 f, whatever `whole` is. Of all maps on
-    the code grid that were tried, root shares rank images nearest to their Dice; `whole` trades class against place.
-    Together with `nothing_loss` it is a regression over all cells.
+    the code grid that were tried, L2 of root shares ranks images nearest to their Dice; `whole` trades class against
+    place.
     """
     fraction = class_fractions.sum(-1, keepdims=True)
     shares = jnp.concatenate([whole * fraction, (1 - whole) * class_fractions], -1)
-    others = z_e.shape[-1] - shares.shape[-1]
-    target = scale * jnp.sqrt(jnp.pad(shares, ((0, 0), (0, 0), (0, 0), (0, others))))
-    return _distance_to(target, z_e, fraction > 0)
+    others = code_dim - shares.shape[-1]
+    return scale * jnp.sqrt(jnp.pad(shares, ((0, 0), (0, 0), (0, 0), (0, others))))
+
+
+def layout_loss(
+    z_e: Float[Array, "b h w d"], target: Float[Array, "b h w d"], lesion_fraction: Float[Array, "b h w"]
+) -> Float[Array, "b"]:
+    """Draws cells with a lesion to `layout_target`, so that L2 compares what lesion is where.
+
+    Together with `nothing_loss` it is a regression over all cells.
+    """
+    return _distance_to(target, z_e, lesion_fraction[..., None] > 0)
 
 
 def structure_loss(

@@ -8,33 +8,50 @@ from jaxtyping import Array, Float
 
 from decomp_jax.models.convolution import convolve, convolve_and_pool, upsample_and_convolve
 
-BATCH_NORM_DECAY = 0.95
-he_init = nn.initializers.he_normal()
-# Half of He's deviation: the normal code starts at the length that its structure has.
-half_init = nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
-# Small first outputs: He initialisation of the last convolution spends hundreds of steps on shrinking it.
-small_init = nn.initializers.variance_scaling(0.02, "fan_in", "truncated_normal")
+
+def he_init(gain: float = 1.0) -> nn.initializers.Initializer:
+    """Normal with `gain` times He's standard deviation."""
+    return nn.initializers.variance_scaling(2.0 * gain**2, "fan_in", "truncated_normal")
 
 
 def activation(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return nn.leaky_relu(x, 0.2)
 
 
-def conv(features: int, size: int = 3, *, convolution: Callable = convolve, init: Callable = he_init, **options) -> nn.Conv:
-    return nn.Conv(features, (size, size), kernel_init=init, conv_general_dilated=convolution, **options)
+def conv(
+    features: int,
+    size: int = 3,
+    *,
+    dtype: jnp.dtype,
+    convolution: Callable = convolve,
+    gain: float = 1.0,
+    use_bias: bool = True,
+    name: str | None = None,
+) -> nn.Conv:
+    """A convolution that keeps the size, or halves or doubles it as `convolution` does."""
+    return nn.Conv(
+        features,
+        (size, size),
+        kernel_init=he_init(gain),
+        conv_general_dilated=convolution,
+        use_bias=use_bias,
+        dtype=dtype,
+        name=name,
+    )
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation over the global batch; `affine=False` leaves scale and bias to SPADE."""
 
     dtype: jnp.dtype
+    decay: float
     affine: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
         return nn.BatchNorm(
             use_running_average=not train,
-            momentum=BATCH_NORM_DECAY,
+            momentum=self.decay,
             dtype=self.dtype,
             use_scale=self.affine,
             use_bias=self.affine,
@@ -83,9 +100,10 @@ class Stem(nn.Module):
     features: int
     first_up: int
     dtype: jnp.dtype
+    decay: float
 
     @nn.compact
     def __call__(self, code: Float[Array, "b h w d"], *, train: bool) -> Float[Array, "b 2*h 2*w u"]:
         x = conv(self.features, dtype=self.dtype)(code)
-        x = conv(self.features, dtype=self.dtype)(activation(BatchNorm(self.dtype)(x, train=train)))
-        return UpBlock(self.first_up, self.dtype)(activation(BatchNorm(self.dtype)(x, train=train)))
+        x = conv(self.features, dtype=self.dtype)(activation(BatchNorm(self.dtype, self.decay)(x, train=train)))
+        return UpBlock(self.first_up, self.dtype)(activation(BatchNorm(self.dtype, self.decay)(x, train=train)))

@@ -7,6 +7,7 @@ after the convolution; the sum moves into the kernel. Upsampling is its transpos
 One of few channels is made wide on CPUs: XLA hands its fast CPU kernels only convolutions of 32 channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,16 +24,20 @@ Pooled = Float[Array, "b h//2 w//2 o"]
 Upsampled = Float[Array, "b 2*h 2*w o"]
 
 
-def convolve(x: Image, kernel: Kernel, *_: Any, **__: Any) -> Result:
+def convolve(x: Image, kernel: Kernel, strides: Sequence[int] = (1, 1), padding: str = "SAME", **options: Any) -> Result:
     """Stride 1, padded with zeros to the same size. Serves as `nn.Conv(conv_general_dilated=...)`."""
+    _require_plain(strides, padding, options)
     fold = CPU_CHANNELS // max(kernel.shape[2:])
     if jax.default_backend() == "cpu" and fold > 1 and x.shape[2] % fold == 0:
         return _convolve_folded(x, kernel, fold)
     return _convolve(x, kernel)
 
 
-def convolve_and_pool(x: Image, kernel: Kernel, *_: Any, **__: Any) -> Pooled:
+def convolve_and_pool(
+    x: Image, kernel: Kernel, strides: Sequence[int] = (1, 1), padding: str = "SAME", **options: Any
+) -> Pooled:
     """`convolve`, then the average of each 2x2 pixels. Serves as `nn.Conv(conv_general_dilated=...)`."""
+    _require_plain(strides, padding, options)
     shifted = [jnp.pad(kernel, ((p, 1 - p), (q, 1 - q), (0, 0), (0, 0))) for p in (0, 1) for q in (0, 1)]
     reach = 2 * [(len(kernel) // 2,) * 2]
     return jax.lax.conv_general_dilated(x, sum(shifted) / 4, (2, 2), reach, dimension_numbers=LAYOUT)
@@ -61,9 +66,21 @@ _upsample_and_convolve.defvjp(
 )
 
 
-def upsample_and_convolve(x: Image, kernel: Kernel, *_: Any, **__: Any) -> Upsampled:
+def upsample_and_convolve(
+    x: Image, kernel: Kernel, strides: Sequence[int] = (1, 1), padding: str = "SAME", **options: Any
+) -> Upsampled:
     """Each pixel made 2x2, then `convolve`. Serves as `nn.Conv(conv_general_dilated=...)`."""
+    _require_plain(strides, padding, options)
     return _upsample_and_convolve(x, kernel)
+
+
+def _require_plain(strides: Sequence[int], padding: str, options: dict[str, Any]) -> None:
+    """What `nn.Conv` may ask for: other strides, padding, dilation, groups and precision would not be heeded."""
+    plain = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "feature_group_count": 1, "precision": None}
+    asked = {"strides": tuple(strides), "padding": padding} | {name: options.get(name, plain[name]) for name in plain}
+    expected = {"strides": (1, 1), "padding": "SAME"} | plain
+    if asked != expected:
+        raise ValueError(f"this convolution heeds none of {asked}, only {expected}")
 
 
 def _convolve(x: Image, kernel: Kernel) -> Result:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from decomp_jax.models.blocks import BatchNorm, ResBlock, Stem, UpBlock, activation, conv, small_init
+from decomp_jax.models.blocks import BatchNorm, ResBlock, Stem, UpBlock, activation, conv
 from decomp_jax.models.spade import Spade, resize_nearest
 
 
@@ -19,22 +19,28 @@ def decoder_widths(widths: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class SegmentationDecoder(nn.Module):
-    """Abnormal code to logits of background and lesion classes."""
+    """Abnormal code to logits of background and lesion classes.
+
+    Attributes:
+        output_gain: of the last kernel at the start, in units of He's deviation.
+    """
 
     widths: tuple[int, ...]
     channels: int
+    output_gain: float
     dtype: jnp.dtype
+    decay: float
 
     @nn.compact
     def __call__(self, code: Float[Array, "b h w d"], *, train: bool) -> Float[Array, "b s s k"]:
         first, *others = decoder_widths(self.widths)
-        norm = functools.partial(BatchNorm, self.dtype)
-        x = Stem(self.widths[-1], first, self.dtype, name="stem")(code.astype(self.dtype), train=train)
+        norm = functools.partial(BatchNorm, self.dtype, self.decay)
+        x = Stem(self.widths[-1], first, self.dtype, self.decay, name="stem")(code.astype(self.dtype), train=train)
         x = ResBlock(first, norm, self.dtype)(x, train=train)
         for features in others:
             x = ResBlock(features, norm, self.dtype)(UpBlock(features, self.dtype)(x), train=train)
-        x = activation(BatchNorm(self.dtype)(x, train=train))
-        return conv(self.channels, 5, dtype=self.dtype, init=small_init, name="conv")(x).astype(jnp.float32)
+        x = activation(BatchNorm(self.dtype, self.decay)(x, train=train))
+        return conv(self.channels, 5, dtype=self.dtype, gain=self.output_gain, name="conv")(x).astype(jnp.float32)
 
 
 class ImageDecoder(nn.Module):
@@ -46,16 +52,18 @@ class ImageDecoder(nn.Module):
     widths: tuple[int, ...]
     channels: int
     spade_width: int
+    output_gain: float
     dtype: jnp.dtype
+    decay: float
 
     def setup(self) -> None:
         first, *others = decoder_widths(self.widths)
-        norm = functools.partial(Spade, self.spade_width, self.dtype)
-        self.stem_block = Stem(self.widths[-1], first, self.dtype)
+        norm = functools.partial(Spade, self.spade_width, self.dtype, self.decay)
+        self.stem_block = Stem(self.widths[-1], first, self.dtype, self.decay)
         self.up_blocks = [UpBlock(features, self.dtype) for features in others]
         self.res_blocks = [ResBlock(features, norm, self.dtype) for features in (first, *others)]
-        self.norm = BatchNorm(self.dtype)
-        self.conv = conv(self.channels, 5, dtype=self.dtype, init=small_init)
+        self.norm = BatchNorm(self.dtype, self.decay)
+        self.conv = conv(self.channels, 5, dtype=self.dtype, gain=self.output_gain)
 
     def stem(self, code: Float[Array, "b h w d"], *, train: bool) -> Float[Array, "b g g c"]:
         return self.stem_block(code.astype(self.dtype), train=train)

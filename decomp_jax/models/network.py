@@ -43,13 +43,21 @@ class DecompositionNet(nn.Module):
             config.full_resolution_block,
             config.code_dim,
             config.own_blocks,
+            config.normal_gain,
             self.dtype,
+            config.batch_norm_decay,
         )
-        self.segmentation_decoder = SegmentationDecoder(config.widths, self.lesion_classes + 1, self.dtype)
-        self.image_decoder = ImageDecoder(config.widths, self.channels, config.spade_width, self.dtype)
+        self.segmentation_decoder = SegmentationDecoder(
+            config.widths, self.lesion_classes + 1, config.output_gain, self.dtype, config.batch_norm_decay
+        )
+        self.image_decoder = ImageDecoder(
+            config.widths, self.channels, config.spade_width, config.output_gain, self.dtype, config.batch_norm_decay
+        )
         shape = (config.codebook_size, config.code_dim)
         self.normal_codebook = self.param("normal_codebook", vq.init_codebook, shape)
-        self.abnormal_codebook = self.param("abnormal_codebook", vq.init_codebook, shape)
+        self.abnormal_codebook = self.param(
+            "abnormal_codebook", vq.init_codebook, shape, nothing=bool(config.nothing_threshold)
+        )
 
     def __call__(self, image: Float[Array, "b s s c"], *, quantised: Float[Array, ""] | float, train: bool) -> Outputs:
         """The whole network. `quantised` blends what the decoders see, from z_e (0) to codes (1)."""
@@ -66,8 +74,7 @@ class DecompositionNet(nn.Module):
 
     def codebooks(self) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
         """Normal and abnormal codebook; code 0 of the latter is the zero vector where "nothing" is in use."""
-        abnormal = self.abnormal_codebook
-        return self.normal_codebook, abnormal.at[0].set(0.0) if self.config.nothing_threshold else abnormal
+        return self.normal_codebook, self.abnormal_codebook
 
     def quantize(self, latents: Latents) -> Codes:
         normal_codebook, abnormal_codebook = self.codebooks()

@@ -30,13 +30,14 @@ class Spade(nn.Module):
 
     width: int
     dtype: jnp.dtype
+    decay: float
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], layout: Float[Array, "n h w s"], *, train: bool
     ) -> Float[Array, "b h w c"]:
         features = x.shape[-1]
-        normalised = BatchNorm(self.dtype, affine=False)(x, train=train)
+        normalised = BatchNorm(self.dtype, self.decay, affine=False)(x, train=train)
         hidden = activation(conv(min(self.width, features), dtype=self.dtype, name="shared")(layout))
         gamma, beta = jnp.split(conv(2 * features, dtype=self.dtype, name="gamma_beta")(hidden), 2, axis=-1)
         return normalised * (1 + gamma) + beta

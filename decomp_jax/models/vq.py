@@ -7,9 +7,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from decomp_jax.types import CodebookStats
 
 
-def init_codebook(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "k d"]:
-    """Uniform in +-1/K (van den Oord et al. 2017)."""
-    return jax.random.uniform(key, shape, minval=-1 / shape[0], maxval=1 / shape[0])
+def init_codebook(key: PRNGKeyArray, shape: tuple[int, int], *, nothing: bool = False) -> Float[Array, "k d"]:
+    """Uniform in +-1/K (van den Oord et al. 2017); with `nothing`, code 0 is the zero vector that says "nothing"."""
+    codebook = jax.random.uniform(key, shape, minval=-1 / shape[0], maxval=1 / shape[0])
+    return codebook.at[0].set(0.0) if nothing else codebook
 
 
 def nearest_code(z_e: Float[Array, "*n d"], codebook: Float[Array, "k d"]) -> Int[Array, "*n"]:
@@ -100,7 +101,7 @@ def revive(
     )
 
 
-def codebook_of(stats: CodebookStats, codebook: Float[Array, "k d"]) -> Float[Array, "k d"]:
-    """Mean vector of each code; codes that were hardly ever used keep the one they have."""
-    used = stats.count > 1e-3
-    return jnp.where(used[:, None], stats.total / jnp.maximum(stats.count, 1e-3)[:, None], codebook)
+def mean_codes(stats: CodebookStats, codebook: Float[Array, "k d"], *, nothing: bool) -> Float[Array, "k d"]:
+    """Mean vector of each code; codes that were hardly ever used keep the one they have, as code 0, "nothing", does."""
+    moves = (stats.count > 1e-3) & ~(nothing & (jnp.arange(len(codebook)) == 0))
+    return jnp.where(moves[:, None], stats.total / jnp.maximum(stats.count, 1e-3)[:, None], codebook)

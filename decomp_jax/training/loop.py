@@ -43,6 +43,7 @@ def run(config: Config, workdir: str | Path) -> None:
     stop = StopSignal()
     workdir = Path(workdir)
     dataset = SliceDataset(config.data.dir, "train")
+    config = config.with_steps(int(dataset.rows["labelled"].sum()))
     mesh = data_mesh()
     check_batch_size(config.train.batch_size)
     model = make_model(config, dataset)
@@ -100,7 +101,8 @@ def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
         )
     classes = len(dataset.settings.lesion_classes)
     channels = len(dataset.settings.modalities)
-    least = max(config.weights.layout > 0 and 1 + classes, config.weights.structure > 0 and channels)
+    terms = config.objective.terms
+    least = max("layout" in terms and 1 + classes, "structure" in terms and channels)
     if config.model.code_dim < least:
         raise UserError(
             f"--config.model.code_dim: must be at least {least}, for the lesion classes and modalities of "
@@ -130,7 +132,7 @@ def _refuse_other_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             "take another --workdir"
         )
     started = Config.from_dict(theirs["config"]).to_dict()  # settings that are younger than the run have their defaults
-    for part in ("model", "weights", "augment", "train"):
+    for part in ("model", "objective", "augment", "train"):
         for name, value in ours["config"][part].items():
             before = started[part][name]
             free = name in ("checkpoint_every", "log_every", "eval_every", "tensorboard")
@@ -176,7 +178,8 @@ def _train(
         dataset, config.data, mesh, batch_size=train.batch_size, seed=train.seed, start_step=step
     )
     settled = functools.partial(
-        with_population_statistics, dataset=dataset, model=model, mesh=mesh, batch_size=train.batch_size
+        with_population_statistics, dataset=dataset, model=model, mesh=mesh, batch_size=train.batch_size,
+        images=train.population_images,
     )
     log = StepLog()
     bar = tqdm(total=train.steps, initial=step, unit="step", desc="train", disable=jax.process_index() > 0)

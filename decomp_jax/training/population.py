@@ -14,19 +14,21 @@ from decomp_jax.mesh import split_over
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.training.state import State
 
-IMAGES = 2048
-
 
 def with_population_statistics(
-    state: State, dataset: SliceDataset, *, model: DecompositionNet, mesh: Mesh, batch_size: int
+    state: State, dataset: SliceDataset, *, model: DecompositionNet, mesh: Mesh, batch_size: int, images: int
 ) -> State:
-    """`state` with the statistics of the training slices, as the mean over batches of up to `IMAGES` of them.
+    """`state` with the statistics of the training slices, as the mean over batches of up to `images` of them.
+
+    With 0 images the moving averages of training stay.
 
     The moving averages of training are those of augmented images, which resampling has smoothed and lesions are pasted
     into; with them the network finds lesions that are not there. ("Precise" statistics: Wu and Johnson 2021.)
     """
+    if not images:
+        return state
     labelled = np.random.default_rng(0).permutation(np.flatnonzero(dataset.rows["labelled"]))
-    rows = labelled[: max(min(IMAGES, len(labelled)) // batch_size, 1) * batch_size]
+    rows = labelled[: max(min(images, len(labelled)) // batch_size, 1) * batch_size]
     found = [
         _batch_statistics(state.params, state.batch_stats, split_over(mesh, batch["image"]), model=model)
         for batch, _ in split_batches(dataset, ("image",), batch_size, rows)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from decomp_jax.config import Config, TrainConfig
 from decomp_jax.data.augment import augment
+from decomp_jax.losses.cells import cell_means, lesion_cells
 from decomp_jax.losses.objective import objective
 from decomp_jax.mesh import replicated, sharded
 from decomp_jax.models import vq
@@ -24,10 +25,10 @@ Metrics = dict[str, Float[Array, ""]]
 def quantisation(step: Array, config: TrainConfig) -> Float[Array, ""]:
     """Share of quantisation in what the decoders see: 0 in the warm-up, then linearly to 1 in as many steps again.
 
-    The warm-up is clamped so that even a short run ends quantised.
+    The warm-up is clamped so that even a short run ends quantised. Without one all steps are quantised.
     """
     warmup = min(config.warmup_steps, config.steps // 4)
-    return jnp.clip((step - warmup) / max(warmup, 1), 0.0, 1.0)
+    return jnp.clip((step - warmup) / warmup, 0.0, 1.0) if warmup else jnp.ones(())
 
 
 def train_step(
@@ -49,11 +50,7 @@ def train_step(
             mutable=["batch_stats"],
         )
         total, terms = objective(
-            outputs,
-            targets,
-            config.weights,
-            margin=config.train.margin,
-            nothing=bool(config.model.nothing_threshold),
+            outputs, targets, config.objective, nothing=bool(config.model.nothing_threshold)
         )
         return total, (terms, outputs, updates["batch_stats"])
 
@@ -83,15 +80,16 @@ def update_codebooks(
 ) -> tuple[dict, dict[str, CodebookStats]]:
     """Moves both codebooks to the average of their vectors and revives dead codes: in the warm-up, too.
 
-    The abnormal codebook learns from lesion cells alone: elsewhere cells are drawn to nothing, or pushed away.
+    The abnormal codebook learns from the cells that `lesion_cells` names: others are drawn to nothing, or pushed away.
     """
     reviving = step < config.train.revive_until * config.train.steps
-    grid = outputs.latents.abnormal.shape[1]
-    b, s, _ = targets.label.shape
-    lesion_cells = (targets.label > 0).reshape(b, grid, s // grid, grid, s // grid).any((2, 4))
+    nothing = bool(config.model.nothing_threshold)
+    lesion = (targets.label > 0).astype(jnp.float32)[..., None]
+    fraction = cell_means(lesion, outputs.latents.abnormal.shape[1])[..., 0]
+    cells = lesion_cells(fraction, config.objective.lesion_cell, nothing=nothing)
     latents = {
-        "normal": (outputs.latents.normal, outputs.codes.normal_indices, jnp.ones_like(lesion_cells)),
-        "abnormal": (outputs.latents.abnormal, outputs.codes.lesion_indices, lesion_cells),
+        "normal": (outputs.latents.normal, outputs.codes.normal_indices, jnp.ones_like(cells)),
+        "abnormal": (outputs.latents.abnormal, outputs.codes.lesion_indices, cells),
     }
     params, new_stats = dict(params), {}
     for i, (path, (z_e, indices, weight)) in enumerate(latents.items()):
@@ -105,7 +103,7 @@ def update_codebooks(
                 jax.random.fold_in(key, i), new_stats[path], flat, weight * reviving, below=config.model.revive_below
             )
         name = f"{path}_codebook"
-        params[name] = vq.codebook_of(new_stats[path], params[name])
+        params[name] = vq.mean_codes(new_stats[path], params[name], nothing=nothing and path == "abnormal")
     return params, new_stats
 
 

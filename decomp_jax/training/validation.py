@@ -138,8 +138,7 @@ def _measure(
     total, terms = objective(
         outputs,
         Targets(image, label, image, label),
-        config.weights,
-        margin=config.train.margin,
+        config.objective,
         nothing=bool(config.model.nothing_threshold),
     )
     arrays = {

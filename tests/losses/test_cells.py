@@ -10,6 +10,9 @@ from skimage.measure import block_reduce
 from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast, structure_parts
 
 
+CONTRAST = {"window": 1 / 16, "flat": 1e-3}
+
+
 def test_class_fractions_by_hand():
     label = jnp.zeros((1, 4, 4), jnp.int32).at[0, 0, 0].set(2).at[0, 2:, 2:].set(1)
     shares = class_fractions(jax.nn.one_hot(label, 3), 2)
@@ -30,14 +33,26 @@ def test_local_contrast_equals_scipy():
     blur = lambda x: ndimage.gaussian_filter(x, 4, mode="constant", truncate=16)
     x = image[0, ..., 0].astype(np.float64)
     expected = (x - blur(x)) / np.sqrt(np.maximum(blur(x**2) - blur(x) ** 2, 0) + 1e-3)
-    found = local_contrast(jnp.asarray(image))[0, ..., 0]
+    found = local_contrast(jnp.asarray(image), **CONTRAST)[0, ..., 0]
     np.testing.assert_allclose(found[20:44, 20:44], expected[20:44, 20:44], atol=1e-4)
 
 
 def test_local_contrast_forgets_gain_where_there_is_contrast():
     image = jnp.asarray(np.random.default_rng(2).random((1, 64, 64, 1)), jnp.float32)
-    change = jnp.abs(local_contrast(image) - local_contrast(2 * image)).mean()
-    assert change < 0.02 * jnp.abs(local_contrast(image)).mean()
+    change = jnp.abs(local_contrast(image, **CONTRAST) - local_contrast(2 * image, **CONTRAST)).mean()
+    assert change < 0.02 * jnp.abs(local_contrast(image, **CONTRAST)).mean()
+
+
+def test_what_is_left_out_does_not_show_around_it():
+    """Local contrast beside a masked square is the same whatever is in the square."""
+    rng = np.random.default_rng(3)
+    image = jnp.asarray(rng.random((1, 64, 64, 1)), jnp.float32)
+    weight = jnp.ones((1, 64, 64, 1)).at[:, 20:40, 20:40].set(0.0)
+    other = jnp.where(weight > 0, image, 0.9)
+    shown, changed = (local_contrast(x, weight, **CONTRAST) for x in (image, other))
+    np.testing.assert_allclose((weight * shown), (weight * changed), atol=1e-4)
+    uniform = local_contrast(image, jnp.full_like(weight, 0.5), **CONTRAST)
+    np.testing.assert_allclose(uniform[:, 24:40, 24:40], local_contrast(image, **CONTRAST)[:, 24:40, 24:40], atol=1e-3)
 
 
 @pytest.mark.parametrize(

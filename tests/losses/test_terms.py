@@ -42,7 +42,8 @@ def test_layout_by_hand(cells):
     z_e, _ = cells
     shares = jnp.full((2, 1, 2, 1), 0.25).at[:, :, 1].set(0.0)
     z_e = jnp.pad(z_e, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=2.0)  # should be 4 3 0; is 3 4 2 and 1 0 2
-    loss = latent.layout_loss(z_e, shares, scale=10.0, whole=0.64)
+    target = latent.layout_target(shares, 3, scale=10.0, whole=0.64)
+    loss = latent.layout_loss(z_e, target, shares.sum(-1))
     np.testing.assert_allclose(loss, [(1 + 1 + 4) / 2, (9 + 9 + 4) / 2], rtol=1e-6)
 
 
@@ -82,7 +83,14 @@ def test_generalized_dice_by_hand():
     probs = jnp.full((1, 2, 4, 4), 0.25)
     # class 1: n=2, w=1/4, intersection .5, sizes 2+2; class 2: n=1, w=1, .25, 2+1; class 3 is absent: weight 0
     expected = 1 - 2 * (0.5 / 4 + 0.25) / (4 / 4 + 3)
-    np.testing.assert_allclose(segmentation.generalized_dice(probs, onehot), expected, rtol=1e-6)
+    np.testing.assert_allclose(segmentation.generalized_dice(probs, onehot, jnp.ones(1)).mean(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("repeats", [1, 1 << 20])
+def test_generalized_dice_of_the_truth_is_0_however_large_the_lesion(repeats):
+    """As in a batch of thousands of images: the constant that keeps the quotient finite is small beside it."""
+    onehot = jnp.zeros((1, 8, 8, 4)).at[..., 1].set(float(repeats))
+    np.testing.assert_allclose(segmentation.generalized_dice(onehot / repeats, onehot, jnp.ones(1)), 1 - 2 * repeats / (1 + repeats), atol=1e-4)
 
 
 def test_soft_dice_of_hard_masks_is_one_minus_f1(segmented):
@@ -91,14 +99,15 @@ def test_soft_dice_of_hard_masks_is_one_minus_f1(segmented):
     logits, label, onehot = segmented
     predicted = np.asarray(logits.argmax(-1))
     expected = 1 - f1_score(label.ravel(), predicted.ravel(), labels=[1, 2, 3], average="macro")
-    np.testing.assert_allclose(segmentation.soft_dice(jax.nn.one_hot(predicted, 4), onehot), expected, rtol=1e-5)
+    dice = segmentation.soft_dice(jax.nn.one_hot(predicted, 4), onehot, jnp.ones(2))
+    np.testing.assert_allclose(dice.mean(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("label", [0, 2])
 @pytest.mark.parametrize("loss", [segmentation.generalized_dice, segmentation.soft_dice])
 def test_dice_gradients_are_finite_on_constant_labels(loss, label):
     onehot = jax.nn.one_hot(jnp.full((2, 8, 8), label), 4)
-    gradient = jax.grad(lambda logits: loss(jax.nn.softmax(logits), onehot))(jnp.zeros((2, 8, 8, 4)))
+    gradient = jax.grad(lambda logits: loss(jax.nn.softmax(logits), onehot, jnp.ones(2)).sum())(jnp.zeros((2, 8, 8, 4)))
     assert jnp.isfinite(gradient).all()
 
 
@@ -113,7 +122,7 @@ def painted():
 
 def test_pixel_terms_equal_numpy(painted):
     a, b, mask = (np.asarray(x, np.float64) for x in painted)
-    np.testing.assert_allclose(image.masked_l2(*painted), (mask * (a - b) ** 2).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(image.masked_l2(*painted, "mean"), (mask * (a - b) ** 2).mean((1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(image.residual_l1(*painted), (mask * abs(a - b)).mean((1, 2, 3)), rtol=1e-5)
 
 
@@ -126,7 +135,7 @@ def test_terms_vanish_on_equal_images_and_empty_masks(painted):
 
 def test_plus_counts_the_lesion_twice(painted):
     a, b, mask = painted
-    whole, inside = (image.masked_l2(a, b, m) + image.masked_dssim(a, b, m) for m in (jnp.ones_like(mask), mask))
+    whole, inside = (image.masked_l2(a, b, m, "mean") + image.masked_dssim(a, b, m) for m in (jnp.ones_like(mask), mask))
     np.testing.assert_allclose(image.reconstruction_plus(a, b, mask), whole + inside, rtol=1e-6)
 
 

@@ -58,7 +58,7 @@ def test_average_moves_codes_to_the_mean_of_their_vectors():
     stats = CodebookStats.zeros(16, 5)
     for _ in range(3):
         stats = vq.update_by_average(stats, flat, indices, jnp.ones(len(flat)), decay=0.9)
-    moved = vq.codebook_of(stats, CODEBOOK)
+    moved = vq.mean_codes(stats, CODEBOOK, nothing=False)
     np.testing.assert_allclose(moved[0], flat[:3].mean(0), rtol=1e-5)
     np.testing.assert_allclose(moved[1], flat[3:].mean(0), rtol=1e-5)
     np.testing.assert_array_equal(moved[2:], CODEBOOK[2:])
@@ -70,7 +70,7 @@ def test_weight_0_leaves_vectors_out():
     stats = vq.update_by_average(
         CodebookStats.zeros(16, 5), flat, jnp.zeros(len(flat), jnp.int32), weight, decay=0.5
     )
-    np.testing.assert_allclose(vq.codebook_of(stats, CODEBOOK)[0], flat[4], rtol=1e-5)
+    np.testing.assert_allclose(vq.mean_codes(stats, CODEBOOK, nothing=False)[0], flat[4], rtol=1e-5)
 
 
 def test_revive_restarts_dead_codes_at_weighted_vectors():
