@@ -96,3 +96,38 @@ def test_a_key_gives_the_same_batch_again(batch):
     one, two, other = (augment(jax.random.key(k), batch, AugmentConfig())[0] for k in (0, 0, 1))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
+
+
+def test_the_input_alone_changes_its_intensity(batch):
+    still = AugmentConfig(flip=0.0, rotation=0.0, scale=0.0, transplant=0.0, intensity=0.3)
+    image, targets = augment(jax.random.key(0), {name: batch[name] for name in ("image", "label")}, still)
+    np.testing.assert_array_equal(targets.image, batch["image"])
+    inside = np.asarray(batch["image"]) > 0.05
+    gamma = np.log(np.asarray(image)[inside]) / np.log(np.asarray(targets.image)[inside])
+    of_image = np.broadcast_to(np.arange(4)[:, None, None, None], inside.shape)[inside]
+    means = np.array([gamma[of_image == i].mean() for i in range(4)])
+    np.testing.assert_allclose(gamma, means[of_image], rtol=1e-2)
+    assert np.ptp(means) > 0.05 and (np.abs(np.log(means)) <= 0.3).all()
+
+
+def test_a_pasted_lesion_has_the_brightness_of_its_new_image(batch):
+    image = batch["image"].at[3].multiply(0.5)  # the donor of image 0, which has no lesion of its own
+    config = AugmentConfig(transplant=1.0, opacity=1.0)
+    one, half = (transplant(jax.random.key(0), x, batch["label"], config) for x in (batch["image"], image))
+    pasted = half.label[0] != batch["label"][0]
+    assert pasted.any()
+    np.testing.assert_allclose(half.image[0][pasted], one.image[0][pasted], rtol=0.1)
+
+
+def test_small_lesions_are_not_pasted(batch):
+    config = AugmentConfig(transplant=1.0, least_pasted=0.5)
+    np.testing.assert_array_equal(transplant(jax.random.key(0), batch["image"], batch["label"], config).label, batch["label"])
+
+
+def test_each_key_flips_other_images(batch):
+    config = AugmentConfig(flip=0.5, rotation=0.0, scale=0.0)
+    flips = []
+    for key in range(8):
+        moved = random_geometry(jax.random.key(key), batch, config)["image"]
+        flips.append(tuple(bool((moved[i] != batch["image"][i]).any()) for i in range(4)))
+    assert len(set(flips)) > 3 and 8 <= np.sum(flips) <= 24
