@@ -1,4 +1,5 @@
 import flax.linen as nn
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,3 +41,13 @@ def test_equal_to_its_definition(convolution, size, inputs, outputs):
 def test_width_that_no_fold_divides():
     x, kernel = jnp.ones((1, 6, 7, 8)), jnp.ones((3, 3, 8, 8))
     assert convolve(x, kernel)[0, 3, 3, 0] == 72
+
+
+@pytest.mark.parametrize("convolution", ORACLES, ids=lambda convolution: convolution.__name__)
+@pytest.mark.parametrize(
+    "option", [{"strides": (2, 2)}, {"padding": "VALID"}, {"kernel_dilation": 2}, {"feature_group_count": 2}]
+)
+def test_what_would_not_be_heeded_is_refused(convolution, option):
+    module = nn.Conv(4, (3, 3), conv_general_dilated=convolution, **option)
+    with pytest.raises(ValueError, match="heeds none of"):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)))

@@ -82,3 +82,9 @@ def test_revive_restarts_dead_codes_at_weighted_vectors():
     np.testing.assert_array_equal(jnp.delete(revived.total, 5, 0), jnp.delete(CODEBOOK, 5, 0))
     unchanged = vq.revive(jax.random.key(0), stats, flat, jnp.zeros(len(flat)), below=0.1)
     np.testing.assert_array_equal(unchanged.total, stats.total)
+
+
+def test_code_0_says_nothing_from_the_start():
+    book = vq.init_codebook(jax.random.key(0), (16, 5), nothing=True)
+    assert (book[0] == 0).all() and (book[1:] != 0).all()
+    assert (vq.init_codebook(jax.random.key(0), (16, 5)) != 0).all()
