@@ -45,7 +45,7 @@ def test_width_that_no_fold_divides():
 
 @pytest.mark.parametrize("convolution", ORACLES, ids=lambda convolution: convolution.__name__)
 @pytest.mark.parametrize(
-    "option", [{"strides": (2, 2)}, {"padding": "VALID"}, {"kernel_dilation": 2}, {"feature_group_count": 2}]
+    "option", [{"strides": (2, 2)}, {"padding": "VALID"}, {"kernel_dilation": 2}, {"precision": jax.lax.Precision.HIGHEST}]
 )
 def test_what_would_not_be_heeded_is_refused(convolution, option):
     module = nn.Conv(4, (3, 3), conv_general_dilated=convolution, **option)
