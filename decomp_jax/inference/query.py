@@ -91,13 +91,13 @@ def _sheet(
     """The contact sheet: the query with the lesion that the network sees, then its hits by rank."""
     found = hits.rows[0][hits.rows[0] >= 0]
     pixels, labels, note = _pixels_of(decomposer, bank, found)
-    display = Display.of(np.concatenate([images, pixels]))
+    display = Display.fit(np.concatenate([images, pixels]))
     predicted = output.segmentation.argmax(-1).astype(np.uint8)
     asked = [
-        Tile(display.paint(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
+        Tile(display.overlay(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
     ]
     answer = [
-        Tile(display.paint(image, lesion=label), f"{caption(bank.rows[row])}, rank {rank}")
+        Tile(display.overlay(image, lesion=label), f"{caption(bank.rows[row])}, rank {rank}")
         for rank, (image, label, row) in enumerate(zip(pixels, labels, found), start=1)
     ]
     return contact_sheet(

@@ -18,13 +18,13 @@ def slices(seed: int = 0, patients: int = 25) -> tuple[np.ndarray, np.ndarray]:
 
 def test_macro_average_weighs_patients_not_slices() -> None:
     values = np.array([[1.0], [1.0], [1.0], [5.0], [np.nan], [np.nan]])
-    point, _ = Bootstrap.of(np.array(["a", "a", "a", "b", "b", "c"])).macro(values)
+    point, _ = Bootstrap.draw(np.array(["a", "a", "a", "b", "b", "c"])).macro(values)
     assert point[0] == 3
 
 
 def test_interval_agrees_with_scipy() -> None:
     patient, values = slices()
-    bootstrap = Bootstrap.of(patient, samples=20000, seed=1)
+    bootstrap = Bootstrap.draw(patient, samples=20000, seed=1)
     point, resampled = bootstrap.macro(values)
     means = bootstrap.patient_means(values)
     for column in range(2):
@@ -36,7 +36,7 @@ def test_interval_agrees_with_scipy() -> None:
 
 def test_paired_difference_agrees_with_scipy() -> None:
     patient, values = slices()
-    bootstrap = Bootstrap.of(patient, samples=20000, seed=1)
+    bootstrap = Bootstrap.draw(patient, samples=20000, seed=1)
     point, resampled = bootstrap.macro(values)
     ours = interval(point[1] - point[0], resampled[:, 1] - resampled[:, 0])
     scipys = scipy.stats.bootstrap(
@@ -48,7 +48,7 @@ def test_paired_difference_agrees_with_scipy() -> None:
 
 def test_paired_difference_is_surer_than_the_two_apart() -> None:
     patient, values = slices()
-    point, resampled = Bootstrap.of(patient).macro(values)
+    point, resampled = Bootstrap.draw(patient).macro(values)
     difference = interval(point[1] - point[0], resampled[:, 1] - resampled[:, 0])
     apart = interval(point[0], resampled[:, 0])
     assert difference.low < difference.mean < difference.high
@@ -57,14 +57,14 @@ def test_paired_difference_is_surer_than_the_two_apart() -> None:
 
 def test_seeded() -> None:
     patient, _ = slices()
-    np.testing.assert_array_equal(Bootstrap.of(patient, seed=3).counts, Bootstrap.of(patient, seed=3).counts)
-    assert (Bootstrap.of(patient, seed=3).counts != Bootstrap.of(patient, seed=4).counts).any()
+    np.testing.assert_array_equal(Bootstrap.draw(patient, seed=3).counts, Bootstrap.draw(patient, seed=3).counts)
+    assert (Bootstrap.draw(patient, seed=3).counts != Bootstrap.draw(patient, seed=4).counts).any()
 
 
 def test_auroc_agrees_with_scikit_learn_on_every_resample() -> None:
     patient, values = slices()
     scores, positive = np.round(values[:, 0], 1), values[:, 1] > 0
-    bootstrap = Bootstrap.of(patient, samples=200)
+    bootstrap = Bootstrap.draw(patient, samples=200)
     ours = bootstrap.auroc(scores, positive)
     resampled = [roc_auc_score(positive, scores, sample_weight=draw[patient]) for draw in bootstrap.counts]
     assert ours.mean == pytest.approx(roc_auc_score(positive, scores))
@@ -73,4 +73,4 @@ def test_auroc_agrees_with_scikit_learn_on_every_resample() -> None:
 
 def test_auroc_without_one_of_the_two_is_undefined() -> None:
     patient, values = slices()
-    assert np.isnan(Bootstrap.of(patient).auroc(values[:, 0], np.ones(len(patient), bool))).all()
+    assert np.isnan(Bootstrap.draw(patient).auroc(values[:, 0], np.ones(len(patient), bool))).all()
