@@ -76,8 +76,8 @@ def compare_runs(runs: Sequence[str | Path], data: str | Path, out: str | Path) 
         out: directory to write into.
 
     Raises:
-        UserError: the data have no validation slices, were prepared otherwise than a run's or have other classes, or two runs
-            have one name.
+        UserError: the data have no validation slices, were prepared otherwise than a run's or have other classes,
+            or two runs have one name.
     """
     names = [Path(run).name for run in runs]
     if len(set(names)) < len(names):

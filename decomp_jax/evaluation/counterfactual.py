@@ -97,8 +97,8 @@ def _truth_table(summary: Summary) -> Table:
     return table
 
 
-def _mean_in(mask: Bool[np.ndarray, "n s s"], values: Images) -> Float[np.ndarray, "n"]:
-    return (values.mean(-1) * mask).sum((1, 2)) / np.maximum(mask.sum((1, 2)), 1)
+def _mean_in(mask: Bool[np.ndarray, "n s s"], images: Images) -> Float[np.ndarray, "n"]:
+    return (images.mean(-1) * mask).sum((1, 2)) / np.maximum(mask.sum((1, 2)), 1)
 
 
 def inpaint(image: Images, mask: Bool[np.ndarray, "n s s"]) -> Images:

@@ -72,23 +72,24 @@ def _figure_rows(query: SliceSet, scores: Scores, mixed: Mixed | None) -> list[_
     ]
     if mixed is not None:
         pairs = mixed.pairs
-        value = (mixed.scores["mixed", "anatomy of A", "dice@5"] + mixed.scores["mixed", "lesion of B", "dice@5"]) / 2
-        chosen = _typical(value, shown[pairs].all(1))
+        dice = (mixed.scores["mixed", "anatomy of A", "dice@5"] + mixed.scores["mixed", "lesion of B", "dice@5"]) / 2
+        chosen = _typical(dice, shown[pairs].all(1))
         asked.append([((pairs[i, 0], "normal"), (pairs[i, 1], "abnormal")) for i in chosen])
     return [_Row(row, _TITLES[tuple(target for _, target in row)]) for block in asked for row in block]
 
 
-def _typical(values: Float[np.ndarray, "n"], shown: Bool[np.ndarray, "n"]) -> list[int]:
-    """Positions that stand at `QUANTILES` of the values, among those that may be shown."""
-    candidates = np.flatnonzero(shown & ~np.isnan(values))
-    order = candidates[np.argsort(values[candidates], kind="stable")]
+def _typical(dice: Float[np.ndarray, "n"], shown: Bool[np.ndarray, "n"]) -> list[int]:
+    """Positions that stand at `QUANTILES` of the scores, among those that may be shown."""
+    candidates = np.flatnonzero(shown & ~np.isnan(dice))
+    order = candidates[np.argsort(dice[candidates], kind="stable")]
     return [int(order[round(q * (len(order) - 1))]) for q in QUANTILES] if len(order) else []
 
 
 def _overlaid(display: Display, slices: SliceSet, i: int, targets: Sequence[str]) -> Float[np.ndarray, "t t 3"]:
     """A slice under the labels that the given targets are about."""
     anatomy = slices.anatomy[i] if "normal" in targets and slices.anatomy is not None else None
-    return display.overlay(slices.images(np.array([i]))[0], lesion=slices.label[i] if "abnormal" in targets else None, anatomy=anatomy)
+    lesion = slices.label[i] if "abnormal" in targets else None
+    return display.overlay(slices.images(np.array([i]))[0], lesion=lesion, anatomy=anatomy)
 
 
 def _draw_row(axes: list[Axes], row: _Row, search: Search, display: Display) -> None:

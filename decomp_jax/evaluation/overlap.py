@@ -43,8 +43,8 @@ class LabelOverlap:
         measures = {"normal": self._anatomy, "abnormal": self._lesion}
         relevances = {
             target: {
-                kind: np.where(asks[queries, None], np.asarray(values), np.nan)
-                for kind, values in measures[target](queries).items()
+                kind: np.where(asks[queries, None], np.asarray(overlap), np.nan)
+                for kind, overlap in measures[target](queries).items()
             }
             for target, asks in self._asks.items()
         }

@@ -1,4 +1,4 @@
-"""The ways of ranking references for a query: the codes, and what they have to be compared with. `METHODS` lists all."""
+"""The ways of ranking references for a query: the codes, and what they are compared with. `METHODS` lists all."""
 
 import dataclasses
 import functools
@@ -280,10 +280,12 @@ METHODS = {
         "oracle: true lesion classes", TRUTH, "Mean Dice of the true lesion classes.", by_labels("oracle_abnormal"),
     ),
     "oracle_whole": Method(
-        "oracle: true whole lesion", TRUTH, "Dice of the true lesion, classes taken together.", by_labels("oracle_whole"),
+        "oracle: true whole lesion", TRUTH, "Dice of the true lesion, classes taken together.",
+        by_labels("oracle_whole"),
     ),
     "oracle_both": Method(
-        "oracle: regions and lesion classes", TRUTH, "The mean of the first two oracles' Dice.", by_labels("oracle_both"),
+        "oracle: regions and lesion classes", TRUTH, "The mean of the first two oracles' Dice.",
+        by_labels("oracle_both"),
     ),
 }
 TITLES = {name: method.title for name, method in METHODS.items()}

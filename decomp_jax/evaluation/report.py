@@ -67,8 +67,8 @@ def _write(out: Path, metrics: Table, drawn: dict[str, Figure | None], config: d
     with replacing(out / "metrics.csv") as file, file.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("name", "mean", "low", "high"))
-        for name, values in _intervals(metrics):
-            table.writerow((" | ".join(name), *("" if math.isnan(value) else value for value in values)))
+        for name, interval in _intervals(metrics):
+            table.writerow((" | ".join(name), *("" if math.isnan(part) else part for part in interval)))
     with replacing(page) as file:
         write_page(file, plain, files, config)
 

@@ -82,14 +82,14 @@ def _block_scores(search: Search, block: Block, methods: dict[str, Ranker], colu
         rows = rank(block)
         one_each = relevance.first_of_each(rows, patient, k=max(TOP))
         for target, judge in judges.items():
-            yield from (((method, target, measure), values) for measure, values in judge.scores(rows, one_each))
-        for measure, values in agreements.items():
+            yield from (((method, target, measure), dice) for measure, dice in judge.scores(rows, one_each))
+        for measure, agree in agreements.items():
             for k in TOP:
-                gains = relevance.gains_of(values, rows[:, :k])
+                gains = relevance.gains_of(agree, rows[:, :k])
                 yield (method, "slice", f"{measure}@{k}"), relevance.mean_gain(gains, k)
         for column in columns:
-            scores = column_scores(same[column], rows, block.excluded)
-            yield from (((method, f"column {column}", measure), values) for measure, values in scores)
+            precisions = column_scores(same[column], rows, block.excluded)
+            yield from (((method, f"column {column}", measure), precision) for measure, precision in precisions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +118,8 @@ class _Judge:
         self, rows: Integer[np.ndarray, "q k"], one_each: Integer[np.ndarray, "q n"]
     ) -> Iterator[tuple[str, Float[np.ndarray, "q"]]]:
         """All measures of one ranking, and of its first hit of each patient."""
-        for kind, values in self.kinds.items():
-            gains, diverse = (relevance.gains_of(values, hits[:, : max(TOP)]) for hits in (rows, one_each))
+        for kind, overlap in self.kinds.items():
+            gains, diverse = (relevance.gains_of(overlap, hits[:, : max(TOP)]) for hits in (rows, one_each))
             for k in TOP:
                 yield f"{kind}@{k}", relevance.mean_gain(gains, k)
                 yield f"{kind}@{k} one per patient", relevance.mean_gain(diverse, k)

@@ -38,7 +38,7 @@ def read_batches(
     batches = split_batches(dataset, tuple(fields), BATCH, positions)
     total, start = -(-len(positions) // BATCH), 0
     for batch, valid in tqdm(batches, desc=progress, unit="batch", total=total):
-        yield slice(start, start + valid), {name: values[:valid] for name, values in batch.items()}
+        yield slice(start, start + valid), {name: field[:valid] for name, field in batch.items()}
         start += valid
 
 
@@ -79,10 +79,10 @@ class SliceSet:
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
         arrays: dict[str, np.ndarray] = {}
         for place, batch in read_batches(dataset, fields, positions, f"encode {split}"):
-            for name, values in _encode_batch(decomposer, batch).items():
+            for name, part in _encode_batch(decomposer, batch).items():
                 if name not in arrays:
-                    arrays[name] = scratch((len(positions), *values.shape[1:]), values.dtype)
-                arrays[name][place] = values
+                    arrays[name] = scratch((len(positions), *part.shape[1:]), part.dtype)
+                arrays[name][place] = part
         bank = CodeBank.from_arrays(
             **{name: arrays.pop(name) for name in CODES}, rows=dataset.rows[positions],
             normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
@@ -108,7 +108,7 @@ class SliceSet:
 
     @functools.cached_property
     def lesion_side(self) -> Integer[np.ndarray, "n"]:
-        """-1 or 1 for the half of the image, left or right, that has more of the lesion; 0 without a lesion or a side."""
+        """-1 or 1 for the half of the image that has more of the lesion, left or right; 0 for neither."""
         return np.array(map_blocks(lesion_side, self.label))
 
     @functools.cached_property

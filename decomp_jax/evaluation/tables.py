@@ -114,18 +114,18 @@ def strata(scores: Scores, query: SliceSet, bootstrap: Bootstrap) -> Table:
         if measure in HEADLINE and target in ("normal", "abnormal") and method in ("normal", "abnormal", "pixel_l2")
     ]
     table: Table = {}
-    for by, values, parts in (
+    for by, size, parts in (
         ("lesion area", area, ("small", "middle", "large")), ("slice height", heights, ("low", "middle", "high")),
     ):
-        if np.isfinite(values).sum() < len(parts):
+        if np.isfinite(size).sum() < len(parts):
             continue
-        edges = np.nanquantile(values, (1 / 3, 2 / 3))
-        third = np.where(np.isnan(values), -1, np.searchsorted(edges, values))
+        edges = np.nanquantile(size, (1 / 3, 2 / 3))
+        third = np.where(np.isnan(size), -1, np.searchsorted(edges, size))
         for i, part in enumerate(parts):
             if i not in third:  # many slices of one value
                 continue
             chosen = {name: np.where(third == i, scores[name], np.nan) for name in names}
-            bounds = [float(np.nanmin(values[third == i])), float(np.nanmax(values[third == i]))]
+            bounds = [float(np.nanmin(size[third == i])), float(np.nanmax(size[third == i]))]
             table.setdefault(by, {})[part] = {"from_to": bounds, **Summary.average(chosen, bootstrap).nested()}
     return table
 
@@ -247,11 +247,11 @@ def abnormality_table(query: SliceSet) -> Table:
     if query.lesion.all() or not query.lesion.any():
         return {}
     bootstrap = Bootstrap.draw(query.rows["patient_id"])
-    scores = {
+    findings = {
         "auroc": query.abnormality, "auroc of predicted area": query.predicted_area,
         "auroc of lesion probability": query.lesion_probability,
     }
-    return {name: bootstrap.auroc(values.astype(float), query.lesion) for name, values in scores.items()}
+    return {name: bootstrap.auroc(score.astype(float), query.lesion) for name, score in findings.items()}
 
 
 def codebook_table(slices: SliceSet) -> Table:

@@ -1,7 +1,7 @@
 """How images are shown: grey, labels over them in colours that stay apart for the colour-blind.
 
-Warm for lesions, lighter to darker by class; cool for anatomy, one hue a structure, dark on the left side and light on the
-right.
+Warm for lesions, lighter to darker by class; cool for anatomy, one hue a structure, dark on the left side and light on
+the right.
 """
 
 from collections.abc import Sequence

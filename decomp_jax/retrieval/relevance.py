@@ -38,7 +38,8 @@ def _by_blocks(query: AnyArray, reference: AnyArray, labels: Sequence[int]) -> F
     query = jnp.asarray(query)
     starts = range(0, len(reference), REFERENCE_BLOCK)
     blocks = (jnp.asarray(reference[i : i + REFERENCE_BLOCK]) for i in starts)
-    return jnp.concatenate([jnp.stack([_dice(query, block, label) for label in labels], -1) for block in blocks], axis=1)
+    dice = [jnp.stack([_dice(query, block, label) for label in labels], axis=-1) for block in blocks]
+    return jnp.concatenate(dice, axis=1)
 
 
 @jax.jit
@@ -55,7 +56,9 @@ def _dice(
 
 
 @jax.jit
-def area_similarity(query: Float[AnyArray, "q classes"], reference: Float[AnyArray, "r classes"]) -> Float[Array, "q r classes"]:
+def area_similarity(
+    query: Float[AnyArray, "q classes"], reference: Float[AnyArray, "r classes"]
+) -> Float[Array, "q r classes"]:
     """The Dice that areas alone would allow, 2 min(a, b) / (a + b), per class; NaN where it is absent from both."""
     a, b = query[:, None], reference[None]
     return _share(2 * jnp.minimum(a, b), a + b)

@@ -78,7 +78,7 @@ class Bootstrap:
             beaten = np.searchsorted(negative, scores[positive], "left")
             drawn = np.searchsorted(negative, scores[positive], "right") - beaten
             wins[:, b] = np.bincount(self.patient[positive], beaten + drawn / 2, patients)
-        positives, negatives = (np.bincount(self.patient[chosen], minlength=patients) for chosen in (positive, ~positive))
+        positives, negatives = (np.bincount(self.patient[kind], minlength=patients) for kind in (positive, ~positive))
         pairs = (self.counts @ positives) * (self.counts @ negatives)
         won = np.einsum("sa,ab,sb->s", self.counts, wins, self.counts, optimize=True)
         few = min(np.count_nonzero(positives), np.count_nonzero(negatives)) < LEAST_PATIENTS
@@ -112,10 +112,14 @@ class PairBootstrap:
     def macro(
         self, values: Float[np.ndarray, "n m"]
     ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "samples m"]]:
-        """As `Bootstrap.macro`: mean over A's pairs, then over patients of A; `LEAST_PATIENTS` holds for A and for B."""
+        """As `Bootstrap.macro`: mean over the pairs of each patient of A, then over patients of A.
+
+        `LEAST_PATIENTS` holds for the patients of A and for those of B.
+        """
         once = np.ones((1, self.counts.shape[1]), int)
         defined = ~np.isnan(values)
-        enough = [min(len(np.unique(side[chosen])) for side in self.patients.T) >= LEAST_PATIENTS for chosen in defined.T]
+        patients = (min(len(np.unique(side[chosen])) for side in self.patients.T) for chosen in defined.T)
+        enough = np.array(list(patients)) >= LEAST_PATIENTS
         means, resampled = (
             np.stack([self._mean(counts, column) for column in values.T], axis=1) for counts in (once, self.counts)
         )
