@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from decomp_jax.data.schema import Settings
-from decomp_jax.evaluation.rankers import TITLES, Search
+from decomp_jax.evaluation.rankers import METHODS, Search
 from decomp_jax.evaluation.scores import Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Mixed, Table
@@ -167,7 +167,7 @@ def decomposition_figure(
 def selectivity_figure(retrieval: Table) -> Figure:
     """Each method's score for either target with its interval, between the other oracle's floor and the ceiling."""
     targets = [target for target in ("normal", "abnormal") if target in retrieval["random"]]
-    methods = [name for name in TITLES if name in retrieval and name not in ("oracle_both", "lesion_grid")]
+    methods = [name for name in METHODS if name in retrieval and name not in ("oracle_both", "lesion_grid")]
     figure = Figure(figsize=(3.9 * len(targets) + 2.2, 0.27 * len(methods) + 1.2), layout="constrained")
     panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     heights = np.arange(len(methods))[::-1]
@@ -186,7 +186,7 @@ def selectivity_figure(retrieval: Table) -> Figure:
         axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(heights, [TITLES[name] for name in methods])
+    panels[0].set_yticks(heights, [METHODS[name].title for name in methods])
     return figure
 
 

@@ -288,4 +288,3 @@ METHODS = {
         by_labels("oracle_both"),
     ),
 }
-TITLES = {name: method.title for name, method in METHODS.items()}

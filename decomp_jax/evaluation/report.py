@@ -17,7 +17,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.evaluation import figures, scores, tables
 from decomp_jax.evaluation.counterfactual import counterfactual_table
 from decomp_jax.evaluation.page import write_page
-from decomp_jax.evaluation.rankers import TITLES, Search, rankers
+from decomp_jax.evaluation.rankers import METHODS, Search, rankers
 from decomp_jax.evaluation.slices import SliceSet, decompose
 from decomp_jax.evaluation.tables import Table
 from decomp_jax.files import replacing
@@ -86,7 +86,8 @@ def measure(decomposer: Decomposer, search: Search) -> tuple[Table, dict[str, Fi
             "data_digest": query.dataset.digest, "settings": settings.to_json(),
         },
         "protocol": {
-            "queries": _counts(query), "references": _counts(reference), "methods": TITLES,
+            "queries": _counts(query), "references": _counts(reference),
+            "methods": {name: method.title for name, method in METHODS.items()},
             "bootstrap samples": SAMPLES, "confidence": CONFIDENCE, "least patients": LEAST_PATIENTS,
             "ranking depth": search.depth, "thresholds": scores.THRESHOLDS,
         },

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from decomp_jax.evaluation.rankers import ORACLES, Search, rankers
-from decomp_jax.evaluation.scores import Scores, kind_columns, score
+from decomp_jax.evaluation.rankers import METHODS, ORACLES, PLAIN, Method, Search, by_distance, rankers
+from decomp_jax.evaluation.scores import Scores, score
 from decomp_jax.evaluation.slices import SliceSet, lesion_side
 from tests.evaluation.fakes import settings
 
@@ -115,6 +115,17 @@ def reference_part(slices: SliceSet, rows: np.ndarray) -> SliceSet:
         abnormal_indices=slices.bank.abnormal_indices[rows],
     )
     return SliceSet(**arrays, bank=bank, dataset=slices.dataset)
+
+
+def test_a_new_method_is_one_entry(
+    query: SliceSet, reference: SliceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_row = by_distance(lambda search, queries: np.tile(np.arange(len(search.reference)), (len(queries), 1)))
+    monkeypatch.setitem(METHODS, "row", Method("row", PLAIN, "The row.", by_row))
+    search = Search(query, reference, settings())
+    scores = score(search, rankers(search, ["row"]))
+    dice = search.overlap(np.arange(len(query)))["normal"]["dice"]
+    np.testing.assert_allclose(scores["row", "normal", "dice@5"], dice[:, :5].mean(1), rtol=1e-6)
 
 
 def test_lesion_side() -> None:
