@@ -1,21 +1,23 @@
 """Time and memory of the report's numbers as the references grow: every method ranked, every measure taken.
 
-    python benchmarks/evaluation.py [--queries 1000] [--references 1000 4000 16000] [--size 64] [--write docs/evaluation.md]
+    python benchmarks/evaluation.py [--queries 500] [--references 1000 3000] [--size 256] [--write docs/evaluation.md]
 
 Synthetic slices go through the report's own code: rankers, scores, mixed queries, tables. Encoding and drawing, which
-grow with the slices and not with their pairs, are left out. Each size runs in a process of its own; memory is what
-its peak rose by over what it held with the slices loaded. Growth is told by the processor's time, which a busy machine
-disturbs less. The last line extrapolates to 30,000 queries among 30,000 references from the largest size, by the pairs
-of slices.
+grow with the slices and not with their pairs, are left out. Each size runs in a process of its own; memory is the peak
+of what only the process can use, slices included; scratch files hold what the system may write out. Growth is told by
+the processor's time, which a busy machine disturbs less. The last line extrapolates from the two largest sizes: time by
+the pairs of slices, memory and files by the slices.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,28 +26,30 @@ from common import write_measured
 
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
 from decomp_jax.evaluation import scores, tables
-from decomp_jax.evaluation.rankers import rankers
-from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.evaluation.rankers import Search, rankers
+from decomp_jax.evaluation.scratch import map_blocks, scratch
+from decomp_jax.evaluation.slices import SliceSet, shrink
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.retrieval.statistics import Bootstrap
 
 GRID, CODES, WIDTH, PER_PATIENT = 8, 512, 64, 25
-FULL = 30_000
+FULL = (17_500, 35_000)  # BraTS 2023: slices of the query and of the reference patients
 
 
 def draw_slices(n: int, size: int, *, prefix: str, seed: int) -> SliceSet:
     """Slices of random heads: an ellipse in six regions, in two of three a round lesion of three classes, any codes."""
     rng = np.random.default_rng(seed)
     y, x = (axis.astype(np.float32) for axis in np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j])
-    fields = {name: np.empty((n, size, size), np.uint8) for name in ("label", "anatomy", "segmentation")}
-    image = np.empty((n, size, size, 1), np.float16)
+    fields = {name: scratch((n, size, size), np.uint8) for name in ("label", "anatomy", "segmentation")}
+    thumbnail = scratch((n, *shrink(np.zeros((1, size, size, 1), np.float16)).shape[1:]), np.float16)
     for i in range(n):
         brain = np.hypot(x / rng.uniform(0.5, 0.9), y / rng.uniform(0.5, 0.9)) < 1
         fields["anatomy"][i] = brain * (1 + (x > 0) + 2 * np.digitize(y, (-0.3, 0.3)))
         distance = np.hypot(x - rng.uniform(-0.5, 0.5), y - rng.uniform(-0.5, 0.5)) / rng.uniform(0.1, 0.4)
         fields["label"][i] = brain * np.digitize(-distance, (-1, -0.6, -0.3)) * (rng.random() < 2 / 3)
         fields["segmentation"][i] = np.roll(fields["label"][i], rng.integers(-2, 3, 2), (0, 1))
-        image[i, ..., 0] = 0.5 * brain + 0.1 * fields["label"][i] + 0.05 * rng.random(x.shape)
+        image = 0.5 * brain + 0.1 * fields["label"][i] + 0.05 * rng.random(x.shape)
+        thumbnail[i] = shrink(image[None, ..., None].astype(np.float16))[0]
     rows = np.zeros(n, [("patient_id", "U16"), ("slice_index", "i4"), ("position_mm", "f4"), ("labelled", "?")])
     patient, rows["slice_index"] = np.divmod(np.arange(n), PER_PATIENT)
     rows["patient_id"] = np.char.mod(f"{prefix}%d", patient)
@@ -58,65 +62,112 @@ def draw_slices(n: int, size: int, *, prefix: str, seed: int) -> SliceSet:
         normal_codebook=codebook, abnormal_codebook=codebook,
     )
     return SliceSet(
-        rows=rows, positions=np.arange(n), image=image, bank=bank, z_e_normal=codebook[normal],
-        z_e_abnormal=codebook[abnormal], abnormality=rng.random(n), lesion_probability=rng.random(n), **fields,
+        dataset=None, rows=rows, positions=np.arange(n), thumbnail=thumbnail, bank=bank,
+        z_e_normal=map_blocks(codebook.__getitem__, normal), z_e_abnormal=map_blocks(codebook.__getitem__, abnormal),
+        abnormality=rng.random(n), lesion_probability=rng.random(n), **fields,
     )
 
 
-def peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+@contextlib.contextmanager
+def peaks() -> Iterator[dict[str, int]]:
+    """Peak bytes of a block: `memory` that only this process can use, and `files`, its scratch files."""
+    peak, ended = {"memory": 0, "files": 0}, threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            for name, size in (("memory", private_bytes() - before), ("files", scratch_bytes())):
+                peak[name] = max(peak[name], size)
+
+    before, thread = private_bytes(), threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
+def private_bytes() -> int:
+    """Memory without the pages of mapped files, which the system drops or writes out when it needs room."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def scratch_bytes() -> int:
+    """Size of the mapped files that have no name any more."""
+    lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+    ranges = (line[0].split("-") for line in lines if line[-1] == "(deleted)")
+    return sum(int(end, 16) - int(start, 16) for start, end in ranges)
 
 
 def measure(queries: int, references: int, size: int) -> dict[str, float]:
-    """Seconds of the parts, and the bytes by which the peak rose. The first block compiles and is part of it."""
+    """Seconds of the parts, and peaks of memory, slices included. The first block compiles and is part of it."""
     settings = Settings("phantom", size, anatomy_classes=ANATOMY_CLASSES)
-    query = draw_slices(queries, size, prefix="q", seed=0)
-    reference = draw_slices(references, size, prefix="r", seed=1)
-    before, start, worked = peak_bytes(), time.perf_counter(), time.process_time()
-    depth = min(scores.DEPTH, references)
-    methods = rankers(query, reference, depth=depth, lesion_classes=len(settings.lesion_classes))
-    overlap = scores.label_overlap(query, reference, settings)
-    found = scores.score(query, reference, methods, overlap)
-    scored = time.perf_counter()
-    bootstrap = Bootstrap.of(query.rows["patient_id"])
-    summary = tables.Summary.of(found, bootstrap)
-    tables.retrieval_tables(summary), tables.comparisons(summary), tables.strata(found, query, bootstrap)
-    tabled = time.perf_counter()
-    tables.mixed_table(tables.mixed_queries(query, reference, overlap), query)
-    end = time.perf_counter()
+    jax.devices()
+    with peaks() as peak:
+        query = draw_slices(queries, size, prefix="q", seed=0)
+        reference = draw_slices(references, size, prefix="r", seed=1)
+        start, worked = time.perf_counter(), time.process_time()
+        search = Search(query, reference, settings)
+        slice_scores = scores.score(search, rankers(search))
+        scored = time.perf_counter()
+        bootstrap = Bootstrap.draw(query.rows["patient_id"])
+        summary = tables.Summary.average(slice_scores, bootstrap)
+        tables.retrieval_tables(summary), tables.comparisons(summary), tables.strata(slice_scores, query, bootstrap)
+        tabled = time.perf_counter()
+        tables.mixed_table(tables.mixed_queries(search), query)
+        end = time.perf_counter()
     return {
         "score": scored - start, "tables": tabled - scored, "mixed": end - tabled, "total": end - start,
-        "work": time.process_time() - worked, "bytes": peak_bytes() - before, "device": jax.devices()[0].device_kind,
+        "work": time.process_time() - worked, "device": jax.devices()[0].device_kind, **peak,
     }
+
+
+def _run_apart(queries: int, references: int, size: int) -> dict[str, float]:
+    numbers = (f"--queries={queries}", f"--references={references}", f"--size={size}")
+    command = (sys.executable, __file__, "--one", *numbers)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def _prediction(queries: int, references: list[int], runs: list[dict[str, float]]) -> str:
+    """A prediction for `FULL`: time by pairs from the last run; memory and files on the line through the last two."""
+    pairs = FULL[0] * FULL[1] / (queries * references[-1])
+    hours = (pairs * runs[-1][name] / 3600 for name in ("total", "work"))
+    text = "{:,} queries among {:,} references (predicted): {:.1f} h, {:.1f} h of processor time".format(*FULL, *hours)
+    if len(runs) == 1:
+        return text
+    for name in ("memory", "files"):
+        slope = (runs[-1][name] - runs[-2][name]) / (references[-1] - references[-2])
+        full = runs[-1][name] + slope * (sum(FULL) - queries - references[-1])
+        text += f"; {full / 2**30:.1f} GiB of {name} ({slope / 2**10:.0f} KiB a reference)"
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--references", type=int, nargs="+", default=[1000, 4000, 16_000])
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--references", type=int, nargs="+", default=[1000, 3000])
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--write", type=Path, help="document whose measured part to replace")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.queries, args.references[0], args.size)))
         return
-    lines, last = [], None
-    for references in args.references:
-        command = (sys.executable, __file__, "--one", f"--queries={args.queries}", f"--references={references}",
-                   f"--size={args.size}")
-        taken = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        times = " | ".join(f"{taken[name]:.0f} s" for name in ("score", "tables", "mixed", "total", "work"))
-        growth = f"{taken['work'] / last:.1f}" if last else ""
-        lines.append(f"| {references:,} | {times} | {growth} | {taken['bytes'] / 2**30:.2f} GiB |")
-        last = taken["work"]
-    hours = (taken[name] * FULL**2 / (args.queries * args.references[-1]) / 3600 for name in ("total", "work"))
+    runs = [_run_apart(args.queries, references, args.size) for references in args.references]
+    lines = []
+    for references, run, before in zip(args.references, runs, (None, *runs)):
+        times = " | ".join(f"{run[name]:.0f} s" for name in ("score", "tables", "mixed", "total", "work"))
+        growth = f"{run['work'] / before['work']:.1f}" if before else ""
+        sizes = " | ".join(f"{run[name] / 2**30:.2f} GiB" for name in ("memory", "files"))
+        lines.append(f"| {references:,} | {times} | {growth} | {sizes} |")
     report = [
-        f"{args.queries:,} queries, {args.size} px, {taken['device']}, {os.cpu_count()} cores\n",
-        "| references | rank and score | tables | mixed queries | total | processor | times the line above | memory |",
-        "|---|---|---|---|---|---|---|---|",
+        f"{args.queries:,} queries, {args.size} px, {runs[-1]['device']}, {os.cpu_count()} cores\n",
+        "| references | rank and score | tables | mixed queries | total | processor | times the line above | memory |"
+        " scratch files |",
+        "|---|---|---|---|---|---|---|---|---|",
         *lines,
-        "\n{:,} queries among as many references: {:.1f} h, {:.1f} h of processor time".format(FULL, *hours),
+        f"\n{_prediction(args.queries, args.references, runs)}",
     ]
     print(*report, sep="\n")
     if args.write:

@@ -6,6 +6,7 @@ patients, as validation does in training.
 
 import csv
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,15 +17,14 @@ from matplotlib.figure import Figure
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation import scores
 from decomp_jax.evaluation.counterfactual import counterfactual_table
-from decomp_jax.evaluation.rankers import rankers
+from decomp_jax.evaluation.rankers import Search, rankers
+from decomp_jax.evaluation.scores import score
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Summary, abnormality_table, segmentation_summary
 from decomp_jax.files import replacing
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import ACCENT, SOFT, STYLE
-from decomp_jax.inference.encode import require_same_classes, require_same_preparation
 from decomp_jax.retrieval.statistics import Bootstrap, Interval
 
 SPLIT = "validation"
@@ -62,9 +62,9 @@ class Result:
         name = PAIRED.get(measure)
         if name is None or self is first or name not in self.summary or name not in first.summary:
             return None
-        both = Summary({("a",): self.summary.means[name], ("b",): first.summary.means[name]},
+        pair = Summary({("a",): self.summary.means[name], ("b",): first.summary.means[name]},
                        {("a",): self.summary.resampled[name], ("b",): first.summary.resampled[name]})
-        return both.compare(("a",), ("b",))["difference"]
+        return pair.compare(("a",), ("b",))["difference"]
 
 
 def compare_runs(runs: Sequence[str | Path], data: str | Path, out: str | Path) -> None:
@@ -76,8 +76,8 @@ def compare_runs(runs: Sequence[str | Path], data: str | Path, out: str | Path) 
         out: directory to write into.
 
     Raises:
-        UserError: the data have no validation slices, were prepared otherwise than a run's or have other classes, or two runs
-            have one name.
+        UserError: the data have no validation slices, were prepared otherwise than a run's or have other classes,
+            or two runs have one name.
     """
     names = [Path(run).name for run in runs]
     if len(set(names)) < len(names):
@@ -92,16 +92,14 @@ def compare_runs(runs: Sequence[str | Path], data: str | Path, out: str | Path) 
 
 def _measure(decomposer: Decomposer, dataset: SliceDataset, name: str, data: str | Path) -> Result:
     settings = dataset.settings
-    require_same_preparation(decomposer.settings, settings, str(data))
-    require_same_classes(decomposer.settings, settings, str(data))
+    decomposer.check_images(settings, str(data))
+    decomposer.check_classes(settings, str(data))
     slices = SliceSet.encode(decomposer, dataset, name)
-    depth = min(scores.DEPTH, len(slices))
-    methods = rankers(slices, slices, depth=depth, lesion_classes=len(settings.lesion_classes))
-    codes = {path: methods[path] for path in ("normal", "abnormal")}
-    found = scores.score(slices, slices, codes, scores.label_overlap(slices, slices, settings))
-    found = {key: values for key, values in found.items() if key in PAIRED.values()}
-    bootstrap = Bootstrap.of(slices.rows["patient_id"])
-    summary = Summary.of(found, bootstrap) | segmentation_summary(slices, settings.lesion_classes)
+    search = Search(slices, slices, settings)
+    slice_scores = score(search, rankers(search, ("normal", "abnormal")))
+    paired = {key: values for key, values in slice_scores.items() if key in PAIRED.values()}
+    summary = Summary.average(paired, Bootstrap.draw(slices.rows["patient_id"]))
+    summary |= segmentation_summary(slices, settings.lesion_classes)
     others = {AUROC: abnormality_table(slices).get("auroc")}
     images = counterfactual_table(decomposer, dataset, slices).get("images")
     others[GAIN] = images and images["x_minus"]["psnr gain inside"]
@@ -147,7 +145,7 @@ def _number(value: Interval | None, sign: str = "") -> str:
     if value is None:
         return ""
     mean, low, high = (f"{part:{sign}.3f}" for part in value)
-    return f"{mean} ({low} to {high})"
+    return f"{mean} ({'too few patients' if math.isnan(value.low) else f'{low} to {high}'})"
 
 
 def difference_figure(results: Sequence[Result]) -> Figure:

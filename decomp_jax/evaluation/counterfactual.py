@@ -2,19 +2,22 @@
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
+from skimage.metrics import structural_similarity
 
 from decomp_jax.data.records import SliceDataset
-from decomp_jax.evaluation.slices import SliceSet, decomposed
+from decomp_jax.evaluation.slices import SliceSet, decompose, read_batches
 from decomp_jax.evaluation.tables import Summary, Table
-from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.retrieval.statistics import Bootstrap, Interval
 
-SSIM_SIGMA = 1.5
 INPAINT_SIGMA = 0.03  # of the image side
 LEAST_ERROR = 1e-10  # mean squares below it count as 100 dB
+BEFORE = "before"
 
 Images = Float[np.ndarray, "n s s c"]
+# Scores of slices by (image, measure).
+SliceScores = dict[tuple[str, str], Float[np.ndarray, "n"]]
 
 
 def counterfactual_table(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet) -> Table:
@@ -29,64 +32,73 @@ def counterfactual_table(decomposer: Decomposer, dataset: SliceDataset, query: S
     chosen = np.flatnonzero(query.lesion)
     if not len(chosen):
         return {}
-    image, label = query.image[chosen].astype(np.float32), query.label[chosen] > 0
-    x_plus, x_minus = _paintings(decomposer, image, "paint with and without lesion")
-    bootstrap = Bootstrap.of(query.rows["patient_id"][chosen])
-    before = query.segmentation[chosen]
-    table = {"lesion left in percent": {
-        name: _lesion_left(decomposer, before, rid, bootstrap)
-        for name, rid in (("x_minus", x_minus), ("x + x_minus - x_plus", image + x_minus - x_plus))
-    }}
-    if dataset.settings.healthy:
-        healthy = dataset.stack(("healthy",), query.positions[chosen])["healthy"].astype(np.float32)
-        images = {
-            "x_minus": x_minus, "x": image, "blurred": inpaint(image, label),
-            "ceiling": _paintings(decomposer, healthy, "paint the ceiling")[1],
-        }
-        table |= _against_truth(images, healthy, label, bootstrap)
-    return table
+    fields = ("image", "label", "healthy") if dataset.settings.healthy else ("image", "label")
+    area, truth = [], []
+    for _, batch in read_batches(dataset, fields, query.positions[chosen], "paint without lesion"):
+        image, output = batch["image"].astype(np.float32), decompose(decomposer, batch["image"])
+        area.append(_lesion_areas(decomposer, image, output))
+        if "healthy" in batch:
+            truth.append(_against_truth(decomposer, image, output, batch["healthy"], batch["label"] > 0))
+    bootstrap = Bootstrap.draw(query.rows["patient_id"][chosen])
+    table = {"lesion left in percent": _lesion_left(Summary.average(_joined(area), bootstrap))}
+    return table | ({"images": _truth_table(Summary.average(_joined(truth), bootstrap))} if truth else {})
 
 
-def _paintings(decomposer: Decomposer, images: Images, progress: str) -> tuple[Images, Images]:
-    """x_plus and x_minus."""
-    both = [(batch.x_plus, batch.x_minus) for batch in decomposed(decomposer, images, progress)]
-    x_plus, x_minus = (np.concatenate(images) for images in zip(*both))
-    return x_plus, x_minus
+def _joined(batches: list[SliceScores]) -> SliceScores:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _lesion_left(
-    decomposer: Decomposer, before: Integer[np.ndarray, "n s s"], images: Images, bootstrap: Bootstrap
-) -> Interval:
-    """Lesion area that the network's own segmentation finds in `images`, of the area `before`."""
-    batches = decomposed(decomposer, images, "look for lesions left")
-    left = np.concatenate([(batch.segmentation.argmax(-1) > 0).mean((1, 2)) for batch in batches])
-    summary = Summary.of({("left",): 100 * left, ("before",): (before > 0).mean((1, 2))}, bootstrap)
-    return summary.compare(("left",), ("before",))["ratio"]
+def _lesion_areas(decomposer: Decomposer, image: Images, output: Decomposition) -> SliceScores:
+    """Share of the pixels that the network's own segmentation takes for a lesion, before and after its removal."""
+    segmentations = {BEFORE: output.segmentation} | {
+        name: decompose(decomposer, lesion_free).segmentation
+        for name, lesion_free in (
+            ("x_minus", output.x_minus), ("x + x_minus - x_plus", image + output.x_minus - output.x_plus),
+        )
+    }
+    return {(name, "area"): (maps.argmax(-1) > 0).mean((1, 2)) for name, maps in segmentations.items()}
+
+
+def _lesion_left(areas: Summary) -> dict[str, Interval]:
+    return {
+        name: Interval(*(100 * part for part in areas.compare((name, "area"), (BEFORE, "area"))["ratio"]))
+        for name, _ in areas.means if name != BEFORE
+    }
 
 
 def _against_truth(
-    images: dict[str, Images], healthy: Images, label: Bool[np.ndarray, "n s s"], bootstrap: Bootstrap
-) -> Table:
+    decomposer: Decomposer, image: Images, output: Decomposition, healthy: Images, label: Bool[np.ndarray, "n s s"]
+) -> SliceScores:
+    """Error, PSNR and SSIM of each lesion-free image, inside the lesion and outside of it."""
+    images = {
+        "x_minus": output.x_minus, "x": image, "blurred": inpaint(image, label),
+        "ceiling": decompose(decomposer, healthy).x_minus,
+    }
+    healthy = healthy.astype(np.float32)
     scores = {}
-    for name, image in images.items():
-        similarity = ssim_map(image, healthy)
+    for name, lesion_free in images.items():
+        similarity = ssim_map(lesion_free, healthy)
         for place, mask in (("inside", label), ("outside", ~label & healthy.any(-1))):
-            error = _mean_in(mask, (image - healthy) ** 2)
-            scores[name, f"error {place}"] = _mean_in(mask, np.abs(image - healthy))
+            error = _mean_in(mask, (lesion_free - healthy) ** 2)
+            scores[name, f"error {place}"] = _mean_in(mask, np.abs(lesion_free - healthy))
             scores[name, f"psnr {place}"] = -10 * np.log10(np.maximum(error, LEAST_ERROR))
             scores[name, f"ssim {place}"] = _mean_in(mask, similarity)
     for name in images:
         scores[name, "psnr gain inside"] = scores[name, "psnr inside"] - scores["x", "psnr inside"]
-    summary = Summary.of(scores, bootstrap)
+    return scores
+
+
+def _truth_table(summary: Summary) -> Table:
+    """The averages, and how much of the input's error inside the lesion is gone, in percent."""
     table = summary.nested()
-    for name in images:
+    for name in table:
         mean, low, high = summary.compare((name, "error inside"), ("x", "error inside"))["ratio"]
         table[name]["near percent"] = Interval(100 - 100 * mean, 100 - 100 * high, 100 - 100 * low)
-    return {"images": table}
+    return table
 
 
-def _mean_in(mask: Bool[np.ndarray, "n s s"], values: Images) -> Float[np.ndarray, "n"]:
-    return (values.mean(-1) * mask).sum((1, 2)) / np.maximum(mask.sum((1, 2)), 1)
+def _mean_in(mask: Bool[np.ndarray, "n s s"], images: Images) -> Float[np.ndarray, "n"]:
+    return (images.mean(-1) * mask).sum((1, 2)) / np.maximum(mask.sum((1, 2)), 1)
 
 
 def inpaint(image: Images, mask: Bool[np.ndarray, "n s s"]) -> Images:
@@ -104,13 +116,9 @@ def inpaint(image: Images, mask: Bool[np.ndarray, "n s s"]) -> Images:
 
 
 def ssim_map(a: Images, b: Images) -> Images:
-    """SSIM (Wang et al. 2004) around each pixel: 11-tap Gaussian windows of sigma 1.5, data range 1."""
-    mean_a, mean_b = _blur(a, SSIM_SIGMA), _blur(b, SSIM_SIGMA)
-    var_a, var_b = _blur(a * a, SSIM_SIGMA) - mean_a**2, _blur(b * b, SSIM_SIGMA) - mean_b**2
-    covariance = _blur(a * b, SSIM_SIGMA) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return luminance * (2 * covariance + c2) / (var_a + var_b + c2)
+    """SSIM (Wang et al. 2004) around each pixel: Gaussian windows of sigma 1.5, data range 1."""
+    options = {"data_range": 1, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return np.stack([structural_similarity(x, y, channel_axis=-1, full=True, **options)[1] for x, y in zip(a, b)])
 
 
 def _blur(images: Images, sigma: float) -> Images:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from decomp_jax.data.schema import Settings
-from decomp_jax.evaluation.rankers import METHODS
-from decomp_jax.evaluation.scores import Overlap, Scores
+from decomp_jax.evaluation.rankers import METHODS, Search
+from decomp_jax.evaluation.scores import Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Mixed, Table
 from decomp_jax.inference.decomposer import Decomposition
@@ -40,15 +40,13 @@ _TITLES = {
 }
 
 
-def retrieval_figure(
-    query: SliceSet, reference: SliceSet, scores: Scores, mixed: Mixed | None, relevances: Overlap, settings: Settings
-) -> Figure:
+def retrieval_figure(search: Search, scores: Scores, mixed: Mixed | None) -> Figure:
     """Figure 3 of the paper: queries and their nearest references by either code, and by a mix of two images.
 
     The queries are those at fixed quantiles of Dice@5 (not the best), among slices whose lesion is larger than most.
     """
-    rows = _figure_rows(query, scores, mixed)
-    display = Display.of(query.image)
+    rows = _figure_rows(search.query, scores, mixed)
+    display = Display.fit(search.query.thumbnail)
     titles = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1].title != row.title]
     width = (2 + HITS) * (CELL + GAP) + 3 * GAP
     height = len(rows) * (CELL + CAPTION) + len(titles) * TITLE + 0.7
@@ -60,13 +58,13 @@ def retrieval_figure(
         top -= CELL + CAPTION
         places = [(c * (CELL + GAP) + GAP * (1 if c < 2 else 3), top + CAPTION) for c in range(2 + HITS)]
         axes = [figure.add_axes((x / width, y / height, CELL / width, CELL / height)) for x, y in places]
-        _draw_row(axes, row, query, reference, relevances, display)
-    label_key(figure, settings, anatomy=query.anatomy is not None)
+        _draw_row(axes, row, search, display)
+    label_key(figure, search.settings, anatomy=search.query.anatomy is not None)
     return figure
 
 
 def _figure_rows(query: SliceSet, scores: Scores, mixed: Mixed | None) -> list[_Row]:
-    area = (query.label > 0).mean((1, 2))
+    area = query.lesion_area
     shown = area >= np.median(area[query.lesion]) if query.lesion.any() else np.ones(len(query), bool)
     asked = [
         [((i, target),) for i in _typical(scores.get((target, target, "dice@5"), area), shown)]
@@ -74,28 +72,28 @@ def _figure_rows(query: SliceSet, scores: Scores, mixed: Mixed | None) -> list[_
     ]
     if mixed is not None:
         pairs = mixed.pairs
-        value = (mixed.scores["mixed", "anatomy of A", "dice@5"] + mixed.scores["mixed", "lesion of B", "dice@5"]) / 2
-        chosen = _typical(value, shown[pairs].all(1))
+        dice = (mixed.scores["mixed", "anatomy of A", "dice@5"] + mixed.scores["mixed", "lesion of B", "dice@5"]) / 2
+        chosen = _typical(dice, shown[pairs].all(1))
         asked.append([((pairs[i, 0], "normal"), (pairs[i, 1], "abnormal")) for i in chosen])
     return [_Row(row, _TITLES[tuple(target for _, target in row)]) for block in asked for row in block]
 
 
-def _typical(values: Float[np.ndarray, "n"], shown: Bool[np.ndarray, "n"]) -> list[int]:
-    """Positions that stand at `QUANTILES` of the values, among those that may be shown."""
-    candidates = np.flatnonzero(shown & ~np.isnan(values))
-    order = candidates[np.argsort(values[candidates], kind="stable")]
+def _typical(dice: Float[np.ndarray, "n"], shown: Bool[np.ndarray, "n"]) -> list[int]:
+    """Positions that stand at `QUANTILES` of the scores, among those that may be shown."""
+    candidates = np.flatnonzero(shown & ~np.isnan(dice))
+    order = candidates[np.argsort(dice[candidates], kind="stable")]
     return [int(order[round(q * (len(order) - 1))]) for q in QUANTILES] if len(order) else []
 
 
 def _overlaid(display: Display, slices: SliceSet, i: int, targets: Sequence[str]) -> Float[np.ndarray, "t t 3"]:
     """A slice under the labels that the given targets are about."""
     anatomy = slices.anatomy[i] if "normal" in targets and slices.anatomy is not None else None
-    return display.paint(slices.image[i], lesion=slices.label[i] if "abnormal" in targets else None, anatomy=anatomy)
+    lesion = slices.label[i] if "abnormal" in targets else None
+    return display.overlay(slices.images(np.array([i]))[0], lesion=lesion, anatomy=anatomy)
 
 
-def _draw_row(
-    axes: list[Axes], row: _Row, query: SliceSet, reference: SliceSet, relevances: Overlap, display: Display
-) -> None:
+def _draw_row(axes: list[Axes], row: _Row, search: Search, display: Display) -> None:
+    query, reference = search.query, search.reference
     targets = [target for _, target in row.asked]
     for c, (i, target) in enumerate(row.asked, start=2 - len(row.asked)):
         show(axes[c], _overlaid(display, query, i, [target]), caption(query.rows[i]), frame=ACCENT)
@@ -104,13 +102,13 @@ def _draw_row(
     codes = {target: getattr(query.bank, f"{target}_indices")[i][None] for i, target in row.asked}
     exclude = [query.rows["patient_id"][row.asked[0][0]]]
     hits = np.asarray(reference.bank.search(**codes, k=HITS, exclude=exclude).rows)[0]
-    dice = {target: relevances(np.array([i])).get(target) for i, target in row.asked}
+    relevances = {target: search.overlap(np.array([i])).get(target) for i, target in row.asked}
     for place, hit in zip(axes[2:], hits):
         if hit < 0:
             place.set_axis_off()
             continue
-        overlaps = [f"{kinds['dice'][0, hit]:.2f}" for kinds in dice.values() if kinds]
-        below = f", Dice {' | '.join(overlaps)}" if overlaps else ""
+        dice = [f"{kinds['dice'][0, hit]:.2f}" for kinds in relevances.values() if kinds]
+        below = f", Dice {' | '.join(dice)}" if dice else ""
         show(place, _overlaid(display, reference, hit, targets), caption(reference.rows[hit]) + below)
 
 
@@ -119,28 +117,32 @@ def _draw_row(
 
 def choose_examples(query: SliceSet) -> Integer[np.ndarray, "n"]:
     """Slices from the largest lesion to small ones, by equal steps of rank, and one without a lesion."""
-    area = (query.label > 0).sum((1, 2))
+    area = query.lesion_area
     order = np.flatnonzero(query.lesion)[np.argsort(-area[query.lesion], kind="stable")]
     steps = np.unique(np.linspace(0.03 * len(order), 0.8 * len(order) - 1, EXAMPLES).astype(int).clip(0))
     return np.concatenate([order[steps] if len(order) else order, np.flatnonzero(~query.lesion)[:1]]).astype(int)
 
 
 def decomposition_figure(
-    query: SliceSet, chosen: Integer[np.ndarray, "n"], output: Decomposition,
-    healthy: Float[np.ndarray, "n s s c"] | None, settings: Settings,
+    query: SliceSet, chosen: Integer[np.ndarray, "n"], images: dict[str, Float[np.ndarray, "n s s c"]],
+    output: Decomposition, settings: Settings,
 ) -> Figure:
-    """Figure E.1 of the paper: images, both reconstructions, labels and predicted labels, and the truth if known."""
-    predicted = output.segmentation.argmax(-1).astype(np.uint8)
-    display = Display.of(query.image)
-    lines = {
-        "input\nx": [display.paint(image) for image in query.image[chosen]],
-        "reconstruction\nx\u0302\u207a": [display.paint(image) for image in output.x_plus],
-        "lesion-free\nx\u0302\u207b": [display.paint(image) for image in output.x_minus],
+    """Figure E.1 of the paper: images, both reconstructions, labels and predicted labels, and the truth if known.
+
+    `images` holds `image`, and `healthy` where the true lesion-free image is known, of the chosen slices.
+    """
+    display = Display.fit(query.thumbnail)
+    labels = {"label": query.label[chosen], "predicted\nlabel": output.segmentation.argmax(-1).astype(np.uint8)}
+    plain = {
+        "input\nx": images["image"], "reconstruction\nx\u0302\u207a": output.x_plus,
+        "lesion-free\nx\u0302\u207b": output.x_minus,
     }
-    if healthy is not None:
-        lines["true\nlesion-free"] = [display.paint(image) for image in healthy]
-    lines["label"] = [display.paint(query.image[i], lesion=query.label[i]) for i in chosen]
-    lines["predicted\nlabel"] = [display.paint(query.image[i], lesion=label) for i, label in zip(chosen, predicted)]
+    if "healthy" in images:
+        plain["true\nlesion-free"] = images["healthy"]
+    lines = {name: [display.overlay(image) for image in row] for name, row in plain.items()} | {
+        name: [display.overlay(image, lesion=label) for image, label in zip(images["image"], row)]
+        for name, row in labels.items()
+    }
     height = CELL * len(lines) + 0.8
     figure = Figure(figsize=(CELL * len(chosen) + 1, height))
     axes = figure.subplots(
@@ -170,21 +172,21 @@ def selectivity_figure(retrieval: Table) -> Figure:
     panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     heights = np.arange(len(methods))[::-1]
     for axes, target in zip(panels, targets):
-        values = [retrieval[name][target]["dice@5"] for name in methods]
+        dice = [retrieval[name][target]["dice@5"] for name in methods]
         colours = [ACCENT if name == target else SOFT if name.startswith("oracle") else INK for name in methods]
-        for y, value, colour in zip(heights, values, colours):
+        for y, value, colour in zip(heights, dice, colours):
             axes.plot(value[1:], (y, y), color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="butt")
-            axes.plot(value[0], y, "o", color=colour, markersize=6)
+            axes.plot(value.mean, y, "o", color=colour, markersize=6)
         other = f"oracle_{'abnormal' if target == 'normal' else 'normal'}"
         if other in retrieval and len(targets) == 2:
-            floor = retrieval[other][target]["dice@5"][0]
+            floor = retrieval[other][target]["dice@5"].mean
             axes.axvline(floor, color=BOUND, linewidth=1, linestyle=(0, (4, 3)))
             axes.text(floor, len(methods) - 0.35, " floor", color=BOUND, fontsize=8, va="bottom")
         axes.set(title=_TARGET_TITLES[target], xlabel="Dice@5, mean over patients, 95 % interval")
         axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(heights, [METHODS[name] for name in methods])
+    panels[0].set_yticks(heights, [METHODS[name].title for name in methods])
     return figure
 
 

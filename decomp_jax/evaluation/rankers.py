@@ -1,6 +1,9 @@
-"""The ways of ranking references for a query: the codes, and what they have to be compared with."""
+"""The ways of ranking references for a query: the codes, and what they are compared with. `METHODS` lists all."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,89 +11,177 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Bool, Float, Integer
 
-from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.config import StructureTerm
-from decomp_jax.losses.cells import local_contrast
+from decomp_jax.data.schema import Settings
+from decomp_jax.evaluation.overlap import LabelOverlap, Relevances
+from decomp_jax.evaluation.scratch import map_blocks
+from decomp_jax.evaluation.slices import THUMBNAIL, SliceSet
+from decomp_jax.losses.cells import cell_means, local_contrast
 from decomp_jax.retrieval import relevance
 
 PCA_COMPONENTS = 64
 PCA_SAMPLE = 2048
-
-# What each method ranks by. Oracles rank by the true labels: they are ceilings, and for the other target floors.
-METHODS = {
-    "normal": "normal code",
-    "abnormal": "abnormal code",
-    "both": "both codes",
-    "random": "random order",
-    "slice_level": "nearest slice height",
-    "pixel_l2": "pixels, L2",
-    "pca": f"pixels, {PCA_COMPONENTS} principal components",
-    "local_contrast": "local contrast of pixels, L2",
-    "z_e_normal": "normal path before quantisation",
-    "z_e_abnormal": "abnormal path before quantisation",
-    "segmentation": "overlap of predicted labels",
-    "lesion_grid": "true lesion share of each code cell, L2",
-    "oracle_normal": "oracle: true regions",
-    "oracle_abnormal": "oracle: true lesion classes",
-    "oracle_whole": "oracle: true whole lesion",
-    "oracle_both": "oracle: regions and lesion classes",
+DEPTH = 2048  # hits ranked for each query; average precision sees no further
+# The rankings by true labels: target and kind of relevance.
+ORACLES = {
+    "oracle_normal": ("normal", "dice"),
+    "oracle_abnormal": ("abnormal", "dice"),
+    "oracle_whole": ("abnormal", "whole_dice"),
+    "oracle_both": ("both", "dice"),
 }
 
-# Rows of the references for some queries, nearest first, -1 where there are no more; given the queries' positions and
-# which references may not be found (those of the query's own patient).
-Ranker = Callable[[Integer[np.ndarray, "q"], Bool[np.ndarray, "q r"]], Integer[np.ndarray, "q k"]]
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Queries and the references they are looked up in."""
+
+    query: SliceSet
+    reference: SliceSet
+    settings: Settings
+    seed: int = 0
+
+    @property
+    def depth(self) -> int:
+        return min(DEPTH, len(self.reference))
+
+    @functools.cached_property
+    def overlap(self) -> LabelOverlap:
+        return LabelOverlap(self.query, self.reference, self.settings)
+
+    @functools.cached_property
+    def random(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+    @functools.cached_property
+    def components(self) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p k"]]:
+        return principal_components(self.reference.thumbnail, self.random)
+
+    def noise(self, queries: Integer[np.ndarray, "q"]) -> Float[np.ndarray, "q r"]:
+        return self.random.random((len(queries), len(self.reference)))
+
+    def excluded(self, queries: Integer[np.ndarray, "q"]) -> Bool[np.ndarray, "q r"]:
+        """References that may be no hit: those of the query's own patient."""
+        return self.query.rows["patient_id"][queries, None] == self.reference.rows["patient_id"]
 
 
-def rankers(
-    query: SliceSet, reference: SliceSet, *, depth: int, lesion_classes: int, seed: int = 0
-) -> dict[str, Ranker]:
-    """The methods that know nothing of the labels (but for `lesion_grid`), as functions that give `depth` hits."""
-    rng = np.random.default_rng(seed)
-    grid = query.bank.grid
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some queries of a search, and what is computed once for all methods.
 
-    def by_code(*paths: str) -> Ranker:
-        def rank(queries: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-            codes = {path: getattr(query.bank, f"{path}_indices")[queries] for path in paths}
-            hits = reference.bank.search(**codes, k=depth, exclude=query.rows["patient_id"][queries])
-            return np.asarray(hits.rows)
+    Attributes:
+        queries: their positions.
+        excluded: references that may be no hit.
+        relevances: of all references.
+        ideal: hits of each oracle whose labels are there.
+    """
+
+    queries: Integer[np.ndarray, "q"]
+    excluded: Bool[np.ndarray, "q r"]
+    relevances: Relevances
+    ideal: dict[str, Integer[np.ndarray, "q k"]]
+
+    @classmethod
+    def prepare(cls, search: Search, queries: Integer[np.ndarray, "q"]) -> "Block":
+        excluded, relevances = search.excluded(queries), search.overlap(queries)
+        ideal = {
+            oracle: relevance.nearest(-relevances[target][kind], excluded=excluded, k=search.depth)
+            for oracle, (target, kind) in ORACLES.items() if target in relevances
+        }
+        return cls(queries, excluded, relevances, ideal)
+
+
+# Rows of the references for a block of queries, nearest first, -1 where there are no more.
+Ranker = Callable[[Block], Integer[np.ndarray, "q k"]]
+# Makes the ranker of a search; None where the data lack what it needs.
+Builder = Callable[[Search], Ranker | None]
+Features = Float[np.ndarray, "n f"]
+
+
+class Method(NamedTuple):
+    """A way of ranking.
+
+    Attributes:
+        title: its name in tables and figures.
+        group: the part of the page's main table that it stands in.
+        sentence: what it ranks by.
+    """
+
+    title: str
+    group: str
+    sentence: str
+    builder: Builder
+
+
+def rankers(search: Search, names: Iterable[str] | None = None) -> dict[str, Ranker]:
+    """Rankers of the methods that the data allow, or of those named alone."""
+    built = {name: METHODS[name].builder(search) for name in (METHODS if names is None else names)}
+    return {name: ranker for name, ranker in built.items() if ranker is not None}
+
+
+# ---------------------------------------------------------------- builders
+
+
+def by_code(*paths: str) -> Builder:
+    """By the exact search of the bank."""
+
+    def build(search: Search) -> Ranker:
+        query, bank = search.query, search.reference.bank
+
+        def rank(block: Block) -> Integer[np.ndarray, "q k"]:
+            codes = {path: getattr(query.bank, f"{path}_indices")[block.queries] for path in paths}
+            exclude = query.rows["patient_id"][block.queries]
+            return np.asarray(bank.search(**codes, k=search.depth, exclude=exclude).rows)
 
         return rank
 
-    def by_distance(distances: Callable[[np.ndarray], np.ndarray | Array]) -> Ranker:
-        return lambda queries, excluded: relevance.nearest(distances(queries), excluded=excluded, k=depth)
+    return build
 
-    def by_features(features: Callable[[SliceSet], np.ndarray]) -> Ranker:
-        ours, theirs = (features(slices).reshape(len(slices), -1) for slices in (query, reference))
-        return by_distance(lambda queries: squared_distances(ours[queries], theirs))
 
-    def noise(queries: np.ndarray) -> np.ndarray:
-        return rng.random((len(queries), len(reference)))
+def by_distance(distance: Callable[[Search, np.ndarray], np.ndarray | Array]) -> Builder:
+    """By a function of the search and the queries' positions that gives distances [q,r]."""
+    return lambda search: lambda block: relevance.nearest(
+        distance(search, block.queries), excluded=block.excluded, k=search.depth
+    )
 
-    def height_gap(queries: np.ndarray) -> np.ndarray:
-        gap = query.rows["position_mm"][queries, None] - reference.rows["position_mm"]
-        return np.abs(gap) + 1e-3 * noise(queries)  # heights repeat from patient to patient: ties by chance
 
-    def predicted_overlap(queries: np.ndarray) -> np.ndarray:
-        dice = relevance.class_dice(query.segmentation[queries], reference.segmentation, classes=lesion_classes)
-        return 1e-5 * noise(queries) - jnp.nan_to_num(relevance.mean_over_classes(dice), nan=1.0)
+def by_features(features: Callable[[Search, SliceSet], np.ndarray]) -> Builder:
+    """By the squared L2 distance of a vector for each slice."""
 
-    methods = {
-        "normal": by_code("normal"),
-        "abnormal": by_code("abnormal"),
-        "both": by_code("normal", "abnormal"),
-        "random": by_distance(noise),
-        "slice_level": by_distance(height_gap),
-        "pixel_l2": by_features(lambda slices: slices.image),
-        "pca": by_features(principal_components(reference.image, rng)),
-        "local_contrast": by_features(lambda slices: contrasts(slices.image)),
-        "z_e_normal": by_features(lambda slices: slices.z_e_normal),
-        "z_e_abnormal": by_features(lambda slices: slices.z_e_abnormal),
-        "segmentation": by_distance(predicted_overlap),
-        "lesion_grid": by_features(lambda slices: cell_share(slices.label > 0, grid)),
-    }
-    if not (np.isfinite(query.rows["position_mm"]).any() and np.isfinite(reference.rows["position_mm"]).any()):
-        del methods["slice_level"]
-    return methods
+    def build(search: Search) -> Ranker:
+        query, reference = (
+            vectors.reshape(len(vectors), -1)
+            for vectors in (features(search, slices) for slices in (search.query, search.reference))
+        )
+        return by_distance(lambda _, queries: squared_distances(query[queries], reference))(search)
+
+    return build
+
+
+def by_height(search: Search) -> Ranker | None:
+    """By the difference of heights; heights repeat from patient to patient, so ties fall by chance."""
+    query, reference = (slices.rows["position_mm"] for slices in (search.query, search.reference))
+    if not (np.isfinite(query).any() and np.isfinite(reference).any()):
+        return None
+    return by_distance(
+        lambda _, queries: np.abs(query[queries, None] - reference) + 1e-3 * search.noise(queries)
+    )(search)
+
+
+def by_predicted_labels(search: Search, queries: Integer[np.ndarray, "q"]) -> Float[Array, "q r"]:
+    """Minus the mean Dice of predicted labels, 1 where neither slice has any; ties fall by chance."""
+    query, reference = search.query.segmentation[queries], search.reference.segmentation
+    dice = relevance.class_dice(query, reference, classes=len(search.settings.lesion_classes))
+    return 1e-5 * search.noise(queries) - jnp.nan_to_num(relevance.mean_over_classes(dice), nan=1.0)
+
+
+def by_labels(oracle: str) -> Builder:
+    def build(search: Search) -> Ranker | None:
+        return (lambda block: block.ideal[oracle]) if ORACLES[oracle][0] in search.overlap.targets else None
+
+    return build
+
+
+# ---------------------------------------------------------------- features
 
 
 def squared_distances(query: Float[np.ndarray, "q f"], reference: Float[np.ndarray, "r f"]) -> Float[Array, "q r"]:
@@ -110,33 +201,96 @@ def _squared_distances(query: Float[Array, "q f"], reference: Float[Array, "r f"
 
 def principal_components(
     images: Float[np.ndarray, "n s s c"], rng: np.random.Generator
-) -> Callable[[SliceSet], Float[np.ndarray, "m k"]]:
-    """Projection of a set's images on the first components of `images` (of a sample, where there are many)."""
+) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p k"]]:
+    """Mean and first components of images (of a sample, where there are many)."""
     sample = rng.permutation(len(images))[:PCA_SAMPLE]
     pixels = images[np.sort(sample)].reshape(len(sample), -1).astype(np.float32)
     mean = pixels.mean(0)
     # The few images span all components: eigenvectors of their products instead of the pixels' covariance.
     largest = (max(len(pixels) - PCA_COMPONENTS, 0), len(pixels) - 1)
     _, vectors = scipy.linalg.eigh((pixels - mean) @ (pixels - mean).T, subset_by_index=largest)
-    components = np.linalg.qr((pixels - mean).T @ vectors)[0]
-
-    def project(slices: SliceSet) -> Float[np.ndarray, "m k"]:
-        blocks = range(0, len(slices), relevance.REFERENCE_BLOCK)
-        flat = (slices.image[i : i + relevance.REFERENCE_BLOCK].reshape(-1, len(mean)) for i in blocks)
-        return np.concatenate([(block.astype(np.float32) - mean) @ components for block in flat])
-
-    return project
+    return mean, np.linalg.qr((pixels - mean).T @ vectors)[0]
 
 
-def cell_share(mask: Bool[np.ndarray, "n s s"], grid: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
-    """Share of each code cell's pixels that the mask covers."""
-    n, height, width = mask.shape
-    h, w = grid
-    return mask.reshape(n, h, height // h, w, width // w).mean((2, 4), dtype=np.float32)
+def projections(search: Search, slices: SliceSet) -> Features:
+    mean, components = search.components
+
+    def project(images: Float[np.ndarray, "b t t c"]) -> Features:
+        return (images.reshape(len(images), -1).astype(np.float32) - mean) @ components
+
+    return map_blocks(project, slices.thumbnail)
 
 
-def contrasts(images: Float[np.ndarray, "n s s c"]) -> Float[np.ndarray, "n s s c"]:
+def contrasts(_: Search, slices: SliceSet) -> Features:
     """What the structure term draws the normal code to, at every pixel and with the lesions."""
-    step = relevance.REFERENCE_BLOCK
-    blocks = [jnp.asarray(images[i : i + step], jnp.float32) for i in range(0, len(images), step)]
-    return np.concatenate([np.asarray(local_contrast(block, window=StructureTerm.window, flat=StructureTerm.flat)) for block in blocks])
+    return map_blocks(
+        lambda images: local_contrast(
+            jnp.asarray(images, jnp.float32), window=StructureTerm.window, flat=StructureTerm.flat
+        ),
+        slices.thumbnail,
+    )
+
+
+def lesion_shares(search: Search, slices: SliceSet) -> Features:
+    """Share of each code cell's pixels that the true lesion covers."""
+    grid = search.query.bank.grid[0]
+    return map_blocks(lambda label: cell_means(jnp.asarray(label[..., None] > 0, jnp.float32), grid), slices.label)
+
+
+# ---------------------------------------------------------------- the table
+
+CODES, PLAIN, NETWORK, TRUTH = "The codes", "Without the network", "The network otherwise", "By the true labels"
+
+# All methods, in the order of tables and figures. Oracles are ceilings, and for the other target floors.
+METHODS = {
+    "normal": Method("normal code", CODES, "The code of the anatomy.", by_code("normal")),
+    "abnormal": Method("abnormal code", CODES, "The code of the lesion.", by_code("abnormal")),
+    "both": Method("both codes", CODES, "The sum of both codes' squared distances.", by_code("normal", "abnormal")),
+    "random": Method("random order", PLAIN, "Chance.", by_distance(lambda search, queries: search.noise(queries))),
+    "slice_level": Method(
+        "nearest slice height", PLAIN, "The difference of slice heights in mm, ties by chance.", by_height,
+    ),
+    "pixel_l2": Method(
+        "pixels, L2", PLAIN,
+        f"Squared differences of pixels; larger images are averaged down to about {THUMBNAIL} pixels a side.",
+        by_features(lambda _, slices: slices.thumbnail),
+    ),
+    "pca": Method(
+        f"pixels, {PCA_COMPONENTS} principal components", PLAIN,
+        "The same on the first principal components of the references' pixels.", by_features(projections),
+    ),
+    "local_contrast": Method(
+        "local contrast of pixels, L2", PLAIN,
+        "The same pixels after brightness and contrast around each were taken out.", by_features(contrasts),
+    ),
+    "z_e_normal": Method(
+        "normal path before quantisation", NETWORK, "The vectors that the normal codes stand for.",
+        by_features(lambda _, slices: slices.z_e_normal),
+    ),
+    "z_e_abnormal": Method(
+        "abnormal path before quantisation", NETWORK, "The vectors that the abnormal codes stand for.",
+        by_features(lambda _, slices: slices.z_e_abnormal),
+    ),
+    "segmentation": Method(
+        "overlap of predicted labels", NETWORK, "Mean Dice of the lesion classes that the network predicts.",
+        by_distance(by_predicted_labels),
+    ),
+    "lesion_grid": Method(
+        "true lesion share of each code cell, L2", TRUTH, "How much of each code cell the true lesion covers.",
+        by_features(lesion_shares),
+    ),
+    "oracle_normal": Method(
+        "oracle: true regions", TRUTH, "Mean Dice of the true regions.", by_labels("oracle_normal"),
+    ),
+    "oracle_abnormal": Method(
+        "oracle: true lesion classes", TRUTH, "Mean Dice of the true lesion classes.", by_labels("oracle_abnormal"),
+    ),
+    "oracle_whole": Method(
+        "oracle: true whole lesion", TRUTH, "Dice of the true lesion, classes taken together.",
+        by_labels("oracle_whole"),
+    ),
+    "oracle_both": Method(
+        "oracle: regions and lesion classes", TRUTH, "The mean of the first two oracles' Dice.",
+        by_labels("oracle_both"),
+    ),
+}

@@ -17,16 +17,13 @@ from decomp_jax.errors import UserError
 from decomp_jax.evaluation import figures, scores, tables
 from decomp_jax.evaluation.counterfactual import counterfactual_table
 from decomp_jax.evaluation.page import write_page
-from decomp_jax.evaluation.rankers import METHODS, rankers
-from decomp_jax.evaluation.slices import SliceSet, decomposed
+from decomp_jax.evaluation.rankers import METHODS, Search, rankers
+from decomp_jax.evaluation.slices import SliceSet, decompose
 from decomp_jax.evaluation.tables import Table
 from decomp_jax.files import replacing
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
-from decomp_jax.inference.encode import require_same_classes, require_same_preparation
-from decomp_jax.retrieval.statistics import CONFIDENCE, Bootstrap, Interval
-
-SEED = 0
+from decomp_jax.retrieval.statistics import CONFIDENCE, LEAST_PATIENTS, SAMPLES, Bootstrap, Interval
 
 
 def write_report(workdir: str | Path, data: str | Path, out: str | Path, reference: str = "reference") -> None:
@@ -43,12 +40,12 @@ def write_report(workdir: str | Path, data: str | Path, out: str | Path, referen
     decomposer = Decomposer.restore(workdir)
     datasets = {split: SliceDataset(data, split) for split in ("query", reference)}
     settings = datasets["query"].settings
-    require_same_preparation(decomposer.settings, settings, str(data))
-    require_same_classes(decomposer.settings, settings, str(data))
+    decomposer.check_images(settings, str(data))
+    decomposer.check_classes(settings, str(data))
     _require_disjoint(datasets, data)
     query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
     with mpl.rc_context(STYLE):
-        metrics, drawn = measure(decomposer, datasets["query"], query, references)
+        metrics, drawn = measure(decomposer, Search(query, references, settings))
         metrics["protocol"]["reference split"] = reference
         drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))
         if jax.process_index() == 0:
@@ -64,50 +61,51 @@ def _write(out: Path, metrics: Table, drawn: dict[str, Figure | None], config: d
     for name, path in files.items():
         with replacing(path) as file:
             drawn[name].savefig(file)
+    plain = _plain(metrics)
     with replacing(out / "metrics.json") as file:
-        file.write_text(json.dumps(_plain(metrics), indent=1, allow_nan=False) + "\n")
+        file.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
     with replacing(out / "metrics.csv") as file, file.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("name", "mean", "low", "high"))
-        table.writerows((" | ".join(name), *values) for name, values in _intervals(metrics))
+        for name, interval in _intervals(metrics):
+            table.writerow((" | ".join(name), *("" if math.isnan(part) else part for part in interval)))
     with replacing(page) as file:
-        write_page(file, metrics, files, config)
+        write_page(file, plain, files, config)
 
 
-def measure(
-    decomposer: Decomposer, dataset: SliceDataset, query: SliceSet, reference: SliceSet
-) -> tuple[Table, dict[str, Figure]]:
+def measure(decomposer: Decomposer, search: Search) -> tuple[Table, dict[str, Figure]]:
     """All tables and figures of the report but the training curves."""
-    settings = dataset.settings
-    depth = min(scores.DEPTH, len(reference))
-    methods = rankers(query, reference, depth=depth, lesion_classes=len(settings.lesion_classes), seed=SEED)
-    overlap = scores.label_overlap(query, reference, settings)
-    found = scores.score(query, reference, methods, overlap)
-    bootstrap = Bootstrap.of(query.rows["patient_id"], seed=SEED)
-    summary = tables.Summary.of(found, bootstrap)
-    mixed = tables.mixed_queries(query, reference, overlap, seed=SEED)
+    query, reference, settings = search.query, search.reference, search.settings
+    slice_scores = scores.score(search, rankers(search))
+    bootstrap = Bootstrap.draw(query.rows["patient_id"], seed=search.seed)
+    summary = tables.Summary.average(slice_scores, bootstrap)
+    mixed = tables.mixed_queries(search)
     metrics = {
         "provenance": {
             "model_digest": decomposer.model_digest, "trained on data_digest": decomposer.data_digest,
-            "data_digest": dataset.digest, "settings": settings.to_json(),
+            "data_digest": query.dataset.digest, "settings": settings.to_json(),
         },
         "protocol": {
-            "queries": _counts(query), "references": _counts(reference), "methods": METHODS,
-            "bootstrap samples": len(bootstrap.counts), "confidence": CONFIDENCE, "ranking depth": depth,
-            "thresholds": scores.THRESHOLDS,
+            "queries": _counts(query), "references": _counts(reference),
+            "methods": {name: method.title for name, method in METHODS.items()},
+            "bootstrap samples": SAMPLES, "confidence": CONFIDENCE, "least patients": LEAST_PATIENTS,
+            "ranking depth": search.depth, "thresholds": scores.THRESHOLDS,
         },
         **tables.retrieval_tables(summary),
+        "columns left out": {
+            name: reason for name, reason in scores.kind_columns(query.rows, reference.rows).items() if reason
+        },
         "comparisons": tables.comparisons(summary),
-        "strata": tables.strata(found, query, bootstrap),
+        "strata": tables.strata(slice_scores, query, bootstrap),
         "mixed": tables.mixed_table(mixed, query),
         "segmentation": {"dice": {}} | tables.segmentation_summary(query, settings.lesion_classes).nested(),
         "abnormality": tables.abnormality_table(query),
         "codebooks": tables.codebook_table(reference),
-        "counterfactual": counterfactual_table(decomposer, dataset, query),
+        "counterfactual": counterfactual_table(decomposer, query.dataset, query),
     }
     drawn = {
-        "retrieval": figures.retrieval_figure(query, reference, found, mixed, overlap, settings),
-        "decomposition": _decomposition_figure(decomposer, dataset, query),
+        "retrieval": figures.retrieval_figure(search, slice_scores, mixed),
+        "decomposition": _decomposition_figure(decomposer, query),
         "codebooks": figures.codebook_figure(reference),
     }
     if metrics["retrieval"]:
@@ -115,13 +113,11 @@ def measure(
     return metrics, drawn
 
 
-def _decomposition_figure(decomposer: Decomposer, dataset: SliceDataset, query: SliceSet) -> Figure:
-    chosen = figures.choose_examples(query)
-    healthy = None
-    if dataset.settings.healthy:
-        healthy = dataset.stack(("healthy",), query.positions[chosen])["healthy"]
-    output = next(decomposed(decomposer, query.image[chosen], "paint examples"))
-    return figures.decomposition_figure(query, chosen, output, healthy, dataset.settings)
+def _decomposition_figure(decomposer: Decomposer, query: SliceSet) -> Figure:
+    chosen, settings = figures.choose_examples(query), query.dataset.settings
+    fields = ("image", "healthy") if settings.healthy else ("image",)
+    images = query.dataset.stack(fields, query.positions[chosen])
+    return figures.decomposition_figure(query, chosen, images, decompose(decomposer, images["image"]), settings)
 
 
 def _training_log(path: Path) -> list[dict[str, float]]:
@@ -137,13 +133,12 @@ def _require_disjoint(datasets: dict[str, SliceDataset], data: str | Path) -> No
     for split, dataset in datasets.items():
         if not len(dataset):
             raise UserError(f"{data}: the split {split!r} is empty; prepare the data with patients in it")
-    ours, theirs = (np.unique(dataset.rows["patient_id"]) for dataset in datasets.values())
-    both = np.intersect1d(ours, theirs)
-    if len(both):
-        raise UserError(f"{data}: patient {both[0]} is in both {' and '.join(datasets)}; split by patient")
+    shared = np.intersect1d(*(dataset.rows["patient_id"] for dataset in datasets.values()))
+    if len(shared):
+        raise UserError(f"{data}: patient {shared[0]} is in both {' and '.join(datasets)}; split by patient")
 
 
-def _intervals(table: dict[str, Any], name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], tuple]]:
+def _intervals(table: dict[str, Any], name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Interval]]:
     for key, value in table.items():
         if isinstance(value, Interval):
             yield (*name, key), value

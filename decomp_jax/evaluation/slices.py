@@ -1,38 +1,57 @@
-"""The slices of one split as the evaluation needs them: images, labels, and what the network makes of each."""
+"""The slices of one split as the evaluation needs them: labels, thumbnails, and what the network makes of each."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Self
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from tqdm import tqdm
 
+from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
+from decomp_jax.evaluation.scratch import map_blocks, scratch
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
+from decomp_jax.losses.cells import cell_means
 from decomp_jax.retrieval import CodeBank
 
 BATCH = 64
+THUMBNAIL = 64  # pixels: larger images are averaged down to about this side
+
+CODES = ("normal_indices", "abnormal_indices")
+KEPT = ("z_e_normal", "z_e_abnormal", "abnormality", *CODES)
 
 
-def decomposed(
-    decomposer: Decomposer, images: Float[np.ndarray, "n s s c"], progress: str
-) -> Iterator[Decomposition]:
-    """The network's view of `images`, a batch of at most `BATCH` at a time."""
-    for start in tqdm(range(0, len(images), BATCH), desc=progress, unit="batch"):
-        batch = images[start : start + BATCH]
-        # One shape for all, so that nothing is compiled for the last.
-        output = decomposer.decompose(np.pad(batch, [(0, BATCH - len(batch))] + [(0, 0)] * 3))
-        fields = dataclasses.fields(Decomposition)
-        yield Decomposition(**{field.name: getattr(output, field.name)[: len(batch)] for field in fields})
+def decompose(decomposer: Decomposer, images: Float[np.ndarray, "n s s c"]) -> Decomposition:
+    """The network's view of at most `BATCH` images, in batches of one shape, so that the network is compiled once."""
+    output = decomposer.decompose(np.pad(images, [(0, BATCH - len(images))] + [(0, 0)] * 3))
+    fields = dataclasses.fields(Decomposition)
+    return Decomposition(**{field.name: getattr(output, field.name)[: len(images)] for field in fields})
+
+
+def read_batches(
+    dataset: SliceDataset, fields: Sequence[str], positions: Integer[np.ndarray, "n"], progress: str
+) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """The fields of the given slices, a batch at a time, with the place of each batch among them."""
+    batches = split_batches(dataset, tuple(fields), BATCH, positions)
+    total, start = -(-len(positions) // BATCH), 0
+    for batch, valid in tqdm(batches, desc=progress, unit="batch", total=total):
+        yield slice(start, start + valid), {name: field[:valid] for name, field in batch.items()}
+        start += valid
 
 
 @dataclasses.dataclass(frozen=True)
 class SliceSet:
     """The labelled slices of a split (all slices, where none is labelled), with labels and codes.
 
+    What grows with the slices is in scratch files; whole images stay in the data set.
+
     Attributes:
+        dataset: where the slices come from.
         positions: row of each slice in the split.
+        thumbnail: the images, averaged down to a side of about `THUMBNAIL` where they are larger.
         anatomy: None where the data set has no regions.
         bank: the codes.
         segmentation: the label that the network finds most probable in each pixel.
@@ -40,9 +59,10 @@ class SliceSet:
         abnormality: the network's score of each slice, higher where it sees a lesion.
     """
 
+    dataset: SliceDataset
     rows: Shaped[np.ndarray, "n"]
     positions: Integer[np.ndarray, "n"]
-    image: Float[np.ndarray, "n s s c"]
+    thumbnail: Float[np.ndarray, "n t t c"]
     label: UInt8[np.ndarray, "n s s"]
     anatomy: UInt8[np.ndarray, "n s s"] | None
     bank: CodeBank
@@ -57,34 +77,71 @@ class SliceSet:
         labelled = dataset.rows["labelled"]
         positions = np.flatnonzero(labelled) if labelled.any() else np.arange(len(dataset))
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
-        stacked = dataset.stack(fields, positions)
-        batches = [
-            (
-                *(getattr(batch, name) for name in _OUTPUTS), batch.segmentation.argmax(-1).astype(np.uint8),
-                batch.segmentation[..., 1:].sum(-1).mean((1, 2)),
-            )
-            for batch in decomposed(decomposer, stacked["image"], f"encode {split}")
-        ]
-        normal, abnormal, z_e_normal, z_e_abnormal, abnormality, segmentation, probability = map(
-            np.concatenate, zip(*batches)
-        )
+        arrays: dict[str, np.ndarray] = {}
+        for place, batch in read_batches(dataset, fields, positions, f"encode {split}"):
+            for name, part in _encode_batch(decomposer, batch).items():
+                if name not in arrays:
+                    arrays[name] = scratch((len(positions), *part.shape[1:]), part.dtype)
+                arrays[name][place] = part
         bank = CodeBank.from_arrays(
-            normal_indices=normal, abnormal_indices=abnormal, rows=dataset.rows[positions],
+            **{name: arrays.pop(name) for name in CODES}, rows=dataset.rows[positions],
             normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
         )
-        return cls(
-            rows=bank.rows, positions=positions, image=stacked["image"], label=stacked["label"],
-            anatomy=stacked.get("anatomy"), bank=bank, z_e_normal=z_e_normal, z_e_abnormal=z_e_abnormal,
-            segmentation=segmentation, lesion_probability=probability, abnormality=abnormality,
-        )
+        return cls(dataset=dataset, rows=bank.rows, positions=positions, bank=bank, **{"anatomy": None} | arrays)
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def images(self, chosen: Integer[np.ndarray, "k"]) -> Float[np.ndarray, "k s s c"]:
+        """Whole images of a few slices, read again."""
+        return self.dataset.stack(("image",), self.positions[chosen])["image"]
+
+    @functools.cached_property
+    def lesion_area(self) -> Float[np.ndarray, "n"]:
+        """Share of each slice's pixels that carry a lesion label."""
+        return np.array(map_blocks(lambda label: (label > 0).mean((1, 2)), self.label))
+
+    @functools.cached_property
+    def predicted_area(self) -> Float[np.ndarray, "n"]:
+        """Share of each slice's pixels in which the network sees a lesion."""
+        return np.array(map_blocks(lambda label: (label > 0).mean((1, 2)), self.segmentation))
+
+    @functools.cached_property
+    def lesion_side(self) -> Integer[np.ndarray, "n"]:
+        """-1 or 1 for the half of the image that has more of the lesion, left or right; 0 for neither."""
+        return np.array(map_blocks(lesion_side, self.label))
+
+    @functools.cached_property
+    def has_regions(self) -> Bool[np.ndarray, "n"]:
+        """Whether each slice shows an anatomical region."""
+        return np.zeros(len(self), bool) if self.anatomy is None else self.anatomy.any((1, 2))
+
     @property
     def lesion(self) -> Bool[np.ndarray, "n"]:
         """Whether each slice shows a lesion."""
-        return self.label.any((1, 2))
+        return self.lesion_area > 0
 
 
-_OUTPUTS = ("normal_indices", "abnormal_indices", "z_e_normal", "z_e_abnormal", "abnormality")
+def _encode_batch(decomposer: Decomposer, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    output = decompose(decomposer, batch["image"])
+    labels = {name: batch[name] for name in ("label", "anatomy") if name in batch}
+    return labels | {name: getattr(output, name) for name in KEPT} | {
+        "thumbnail": shrink(batch["image"]),
+        "segmentation": output.segmentation.argmax(-1).astype(np.uint8),
+        "lesion_probability": output.segmentation[..., 1:].sum(-1).mean((1, 2)),
+    }
+
+
+def shrink(images: Float[np.ndarray, "n s s c"]) -> Float[np.ndarray, "n t t c"]:
+    """Means of square groups of pixels, so that the side is about `THUMBNAIL`; smaller images as they are."""
+    size = images.shape[1]
+    factor = next(factor for factor in range(max(size // THUMBNAIL, 1), 0, -1) if size % factor == 0)
+    if factor == 1:
+        return images
+    return np.asarray(cell_means(jnp.asarray(images, jnp.float32), size // factor)).astype(images.dtype)
+
+
+def lesion_side(label: UInt8[np.ndarray, "n s s"]) -> Integer[np.ndarray, "n"]:
+    half = label.shape[2] // 2
+    left, right = ((side > 0).sum((1, 2), dtype=np.int64) for side in (label[:, :, :half], label[:, :, half:]))
+    return np.sign(right - left)

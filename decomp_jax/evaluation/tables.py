@@ -5,14 +5,17 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
-from decomp_jax.evaluation.rankers import METHODS
-from decomp_jax.evaluation.scores import QUERY_BLOCK, Overlap, Scores, same_patient
+from decomp_jax.evaluation.rankers import METHODS, Search
+from decomp_jax.evaluation.scores import NamedScores, Scores, query_blocks
+from decomp_jax.evaluation.scratch import blocks
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.models import vq
 from decomp_jax.retrieval import relevance
-from decomp_jax.retrieval.statistics import Bootstrap, Interval, interval
+from decomp_jax.retrieval.statistics import Bootstrap, Interval, PairBootstrap, interval, ratio
 
 Table = dict[str, Any]
 
@@ -32,12 +35,14 @@ class Summary:
     resampled: dict[tuple[str, ...], Float[np.ndarray, "samples"]]
 
     @classmethod
-    def of(cls, scores: dict[tuple[str, ...], Float[np.ndarray, "n"]], bootstrap: Bootstrap) -> Self:
+    def average(
+        cls, scores: dict[tuple[str, ...], Float[np.ndarray, "n"]], bootstrap: Bootstrap | PairBootstrap
+    ) -> Self:
         if not scores:
             return cls({}, {})
         means, resampled = bootstrap.macro(np.stack(list(scores.values()), axis=1))
-        known = [(name, i) for i, name in enumerate(scores) if np.isfinite(means[i])]
-        return cls({name: float(means[i]) for name, i in known}, {name: resampled[:, i] for name, i in known})
+        asked = [(name, i) for i, name in enumerate(scores) if np.isfinite(means[i])]
+        return cls({name: float(means[i]) for name, i in asked}, {name: resampled[:, i] for name, i in asked})
 
     def __contains__(self, name: tuple[str, ...]) -> bool:
         return name in self.means
@@ -51,10 +56,9 @@ class Summary:
 
     def compare(self, a: tuple[str, ...], b: tuple[str, ...]) -> dict[str, Interval]:
         """Paired difference a - b and ratio a / b."""
-        ratio = _divide(self.means[a], self.means[b])
         return {
             "difference": interval(self.means[a] - self.means[b], self.resampled[a] - self.resampled[b]),
-            "ratio": interval(float(ratio), _divide(self.resampled[a], self.resampled[b])),
+            "ratio": interval(float(ratio(self.means[a], self.means[b])), ratio(self.resampled[a], self.resampled[b])),
         }
 
     def nested(self, names: Iterator[tuple[str, ...]] | None = None) -> Table:
@@ -67,11 +71,6 @@ class Summary:
                 place = place.setdefault(part, {})
             place[last] = self[name]
         return table
-
-
-def _divide(a: Any, b: Any) -> np.ndarray:
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0)
 
 
 def retrieval_tables(summary: Summary) -> Table:
@@ -101,33 +100,33 @@ def comparisons(summary: Summary) -> Table:
         for measure in HEADLINE:
             for a, b in pairs:
                 if (a, target, measure) in summary and (b, target, measure) in summary:
-                    found = summary.compare((a, target, measure), (b, target, measure))
-                    table.setdefault(target, {}).setdefault(measure, {})[f"{a} vs {b}"] = found
+                    comparison = summary.compare((a, target, measure), (b, target, measure))
+                    table.setdefault(target, {}).setdefault(measure, {})[f"{a} vs {b}"] = comparison
     return table
 
 
 def strata(scores: Scores, query: SliceSet, bootstrap: Bootstrap) -> Table:
     """Dice@5 of the main methods by thirds of lesion area and of slice height: `strata[by][third][method][target]`."""
-    area = np.where(query.lesion, (query.label > 0).mean((1, 2)), np.nan)
+    area = np.where(query.lesion, query.lesion_area, np.nan)
     heights = query.rows["position_mm"].astype(float)
     names = [
         (method, target, measure) for method, target, measure in scores
         if measure in HEADLINE and target in ("normal", "abnormal") and method in ("normal", "abnormal", "pixel_l2")
     ]
     table: Table = {}
-    for by, values, parts in (
+    for by, size, parts in (
         ("lesion area", area, ("small", "middle", "large")), ("slice height", heights, ("low", "middle", "high")),
     ):
-        if np.isfinite(values).sum() < len(parts):
+        if np.isfinite(size).sum() < len(parts):
             continue
-        edges = np.nanquantile(values, (1 / 3, 2 / 3))
-        third = np.where(np.isnan(values), -1, np.searchsorted(edges, values))
+        edges = np.nanquantile(size, (1 / 3, 2 / 3))
+        third = np.where(np.isnan(size), -1, np.searchsorted(edges, size))
         for i, part in enumerate(parts):
             if i not in third:  # many slices of one value
                 continue
             chosen = {name: np.where(third == i, scores[name], np.nan) for name in names}
-            bounds = [float(np.nanmin(values[third == i])), float(np.nanmax(values[third == i]))]
-            table.setdefault(by, {})[part] = {"from_to": bounds, **Summary.of(chosen, bootstrap).nested()}
+            bounds = [float(np.nanmin(size[third == i])), float(np.nanmax(size[third == i]))]
+            table.setdefault(by, {})[part] = {"from_to": bounds, **Summary.average(chosen, bootstrap).nested()}
     return table
 
 
@@ -138,31 +137,29 @@ class Mixed(NamedTuple):
     scores: Scores
 
 
-def mixed_queries(
-    query: SliceSet, reference: SliceSet, relevances: Overlap, *, seed: int = 0
-) -> Mixed | None:
+def mixed_queries(search: Search) -> Mixed | None:
     """Searches with the anatomy of one slice, A, and the lesion of another patient's, B, scored against both.
 
     Each query slice with a lesion (of more than `MIXED_PAIRS`, a draw of so many) is A once; B is drawn among those of
     other patients. `oracle of both` ranks by the mean of both true overlaps: what the references hold. None without
     anatomy, without labels among the references, or with lesions of a single patient.
     """
-    lesion = np.flatnonzero(query.lesion)
-    if query.anatomy is None or not reference.rows["labelled"].any():
+    patients, lesion = search.query.rows["patient_id"], np.flatnonzero(search.query.lesion)
+    if search.overlap.targets != ("normal", "abnormal", "both") or len(np.unique(patients[lesion])) < 2:
         return None
-    if len(np.unique(query.rows["patient_id"][lesion])) < 2:
-        return None
-    pairs = _draw_pairs(query.rows["patient_id"], lesion, np.random.default_rng(seed))
-    blocks = np.array_split(pairs, -(-len(pairs) // QUERY_BLOCK))
-    parts = [dict(_mixed_scores(query, reference, relevances, block)) for block in blocks]
+    pairs = _draw_pairs(patients, lesion, np.random.default_rng(search.seed))
+    parts = [dict(_mixed_scores(search, block)) for block in query_blocks(pairs, len(search.reference))]
     return Mixed(pairs, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def mixed_table(mixed: Mixed | None, query: SliceSet) -> Table:
-    """`mixed[method][target]["dice@5"]`, and what a mix keeps of either half alone; patients are those of A."""
+    """`mixed[method][target]["dice@5"]`, and what a mix keeps of either half alone.
+
+    Means are over the patients of A; intervals are resampled over the patients of A and of B.
+    """
     if mixed is None:
         return {}
-    summary = Summary.of(mixed.scores, Bootstrap.of(query.rows["patient_id"][mixed.pairs[:, 0]]))
+    summary = Summary.average(mixed.scores, PairBootstrap.draw(query.rows["patient_id"][mixed.pairs]))
 
     def kept(mix: str, half_a: str, half_b: str) -> Table:
         return {
@@ -185,20 +182,19 @@ def _draw_pairs(patients: np.ndarray, slices: np.ndarray, rng: np.random.Generat
     return np.stack([a, b], axis=1)
 
 
-def _mixed_scores(
-    query: SliceSet, reference: SliceSet, relevances: Overlap, pairs: Integer[np.ndarray, "m 2"]
-) -> Iterator[tuple[tuple[str, str, str], Float[np.ndarray, "m"]]]:
+def _mixed_scores(search: Search, pairs: Integer[np.ndarray, "m 2"]) -> NamedScores:
+    query, reference = search.query, search.reference
     a, b = pairs.T
-    of_a, of_b = relevances(a), relevances(b)
-    excluded = same_patient(query, reference, a) | same_patient(query, reference, b)
+    of_a, of_b = search.overlap(a), search.overlap(b)
+    excluded = search.excluded(a) | search.excluded(b)
     normal, abnormal = query.bank.normal_indices[a], query.bank.abnormal_indices[b]
-    search = functools.partial(reference.bank.search, k=5, exclude=query.rows["patient_id"][pairs])
+    nearest = functools.partial(reference.bank.search, k=5, exclude=query.rows["patient_id"][pairs])
     best = functools.partial(relevance.nearest, excluded=excluded, k=5)
     anatomy, lesion = of_a["normal"]["dice"], of_b["abnormal"]["dice"]
     rows = {
-        "mixed": search(normal=normal, abnormal=abnormal).rows,
-        "normal code of A": search(normal=normal).rows,
-        "abnormal code of B": search(abnormal=abnormal).rows,
+        "mixed": nearest(normal=normal, abnormal=abnormal).rows,
+        "normal code of A": nearest(normal=normal).rows,
+        "abnormal code of B": nearest(abnormal=abnormal).rows,
         "oracle of both": best(-anatomy - lesion),
         "oracle of A": best(-anatomy),
         "oracle of B": best(-lesion),
@@ -218,21 +214,31 @@ def segmentation_summary(query: SliceSet, classes: tuple[str, ...]) -> Summary:
     """Dice of the predicted labels per class and of the whole lesion, over all slices of a patient together; shares of
     lesion-free slices with a finding and of lesion slices without one."""
     names, patient = np.unique(query.rows["patient_id"], return_inverse=True)
-    truth, found = query.label, query.segmentation
-    masks = {name: (truth == i, found == i) for i, name in enumerate(classes, start=1)}
-    masks["whole lesion"] = (truth > 0, found > 0)
+    predicted_area = query.predicted_area
     dice = {}
-    for name, (a, b) in masks.items():
-        overlap, ours, theirs = (
-            np.bincount(patient, mask.sum((1, 2), dtype=np.int64), len(names)) for mask in (a & b, a, b)
-        )
-        dice["dice", name] = np.where(ours > 0, _divide(2 * overlap, ours + theirs), np.nan)
-    empty = ~found.any((1, 2))
+    for label, name in enumerate((*classes, "whole lesion"), start=1):
+        counts = np.zeros((len(names), 3))
+        np.add.at(counts, patient, _pixel_counts(query, label if label <= len(classes) else 0))
+        overlap, true, predicted = counts.T
+        dice["dice", name] = np.where(true > 0, ratio(2 * overlap, true + predicted), np.nan)
     slices = {
-        ("lesion-free slices with a finding",): np.where(query.lesion, np.nan, ~empty),
-        ("lesion slices without a finding",): np.where(query.lesion, empty, np.nan),
+        ("lesion-free slices with a finding",): np.where(query.lesion, np.nan, predicted_area > 0),
+        ("lesion slices without a finding",): np.where(query.lesion, predicted_area == 0, np.nan),
     }
-    return Summary.of(dice, Bootstrap.of(names)) | Summary.of(slices, Bootstrap.of(query.rows["patient_id"]))
+    by_patient, by_slice = Bootstrap.draw(names), Bootstrap.draw(query.rows["patient_id"])
+    return Summary.average(dice, by_patient) | Summary.average(slices, by_slice)
+
+
+def _pixel_counts(query: SliceSet, label: int) -> Integer[np.ndarray, "n 3"]:
+    """Pixels of each slice with a label (any, if it is 0) in both maps, in the true one, and in the predicted one."""
+
+    def count(block: slice) -> Integer[np.ndarray, "b 3"]:
+        true, predicted = (
+            maps[block] == label if label else maps[block] > 0 for maps in (query.label, query.segmentation)
+        )
+        return np.stack([mask.sum((1, 2), dtype=np.int64) for mask in (true & predicted, true, predicted)], axis=1)
+
+    return np.concatenate([count(block) for block in blocks(len(query))])
 
 
 def abnormality_table(query: SliceSet) -> Table:
@@ -240,12 +246,12 @@ def abnormality_table(query: SliceSet) -> Table:
     from the others; empty without one or the other."""
     if query.lesion.all() or not query.lesion.any():
         return {}
-    bootstrap = Bootstrap.of(query.rows["patient_id"])
-    scores = {
-        "auroc": query.abnormality, "auroc of predicted area": (query.segmentation > 0).sum((1, 2)),
+    bootstrap = Bootstrap.draw(query.rows["patient_id"])
+    findings = {
+        "auroc": query.abnormality, "auroc of predicted area": query.predicted_area,
         "auroc of lesion probability": query.lesion_probability,
     }
-    return {name: bootstrap.auroc(values.astype(float), query.lesion) for name, values in scores.items()}
+    return {name: bootstrap.auroc(score.astype(float), query.lesion) for name, score in findings.items()}
 
 
 def codebook_table(slices: SliceSet) -> Table:
@@ -257,14 +263,14 @@ def codebook_table(slices: SliceSet) -> Table:
         table[path] = {"size": size}
         for kind, chosen in (("lesion slices", slices.lesion), ("lesion-free slices", ~slices.lesion)):
             if chosen.any():
-                table[path][kind] = code_use(np.bincount(indices[chosen].ravel(), minlength=size))
+                table[path][kind] = code_use(indices[chosen], size)
     return table
 
 
-def code_use(counts: Integer[np.ndarray, "k"]) -> dict[str, float]:
-    share = counts / counts.sum()
-    known = share[share > 0]
+def code_use(indices: Integer[np.ndarray, "*n"], size: int) -> dict[str, float]:
+    """Codes in use, perplexity of their use, and the share of cells that the most common one takes."""
+    share, perplexity = vq.usage(jnp.asarray(indices, jnp.int32), size)
     return {
-        "used": int((counts > 0).sum()), "perplexity": float(np.exp(-(known * np.log(known)).sum())),
-        "most common": float(share.max()),
+        "used": round(float(share) * size), "perplexity": float(perplexity),
+        "most common": float(np.bincount(indices.ravel(), minlength=size).max() / indices.size),
     }

@@ -12,6 +12,7 @@ from jaxtyping import Float, Integer
 
 from decomp_jax.config import Config
 from decomp_jax.data.schema import Settings
+from decomp_jax.errors import UserError
 from decomp_jax.mesh import data_mesh, replicated, split_over, to_host
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.models.vq import lookup
@@ -88,6 +89,21 @@ class Decomposer:
             data_digest=meta["data_digest"],
             step=meta["step"],
         )
+
+    def check_images(self, settings: Settings, where: str) -> None:
+        """Raises UserError naming the first setting in which images differ from those the network was trained on."""
+        for name, value in self.settings.preprocessing.items():
+            other = settings.preprocessing[name]
+            if other != value:
+                raise UserError(
+                    f"{where}: prepared with {name}={other}, the network was trained on {value}; prepare alike"
+                )
+
+    def check_classes(self, settings: Settings, where: str) -> None:
+        """Raises UserError if the lesion classes of data are not those that the network was trained on."""
+        if settings.lesion_classes != self.settings.lesion_classes:
+            raise UserError(f"{where}: its lesion classes are {', '.join(settings.lesion_classes)}, the network's "
+                            f"{', '.join(self.settings.lesion_classes)}; train on data of the same classes")
 
     @property
     def grid(self) -> int:

@@ -1,7 +1,7 @@
 """How images are shown: grey, labels over them in colours that stay apart for the colour-blind.
 
-Warm for lesions, lighter to darker by class; cool for anatomy, one hue a structure, dark on the left side and light on the
-right.
+Warm for lesions, lighter to darker by class; cool for anatomy, one hue a structure, dark on the left side and light on
+the right.
 """
 
 from collections.abc import Sequence
@@ -30,22 +30,22 @@ STYLE = {
 
 
 class Display(NamedTuple):
-    """How all images of a figure are shown: the square that holds every foreground, and the value that is white."""
+    """How all images of a figure are shown: the share of the side that is cut off all round, and the value of white."""
 
-    window: tuple[slice, slice]
+    margin: float
     white: float
 
     @classmethod
-    def of(cls, images: Float[np.ndarray, "n s s c"]) -> "Display":
+    def fit(cls, images: Float[np.ndarray, "n s s c"]) -> "Display":
+        """Fitted to images, or to thumbnails of them."""
         foreground = images[..., 0] > 0
         size = images.shape[1]
         used = np.flatnonzero((foreground.any(0) | foreground.any(0).T).any(0))
         margin = min(used.min(initial=size), size - 1 - used.max(initial=-1)) if len(used) else 0
-        window = slice(max(margin - 1, 0), size - max(margin - 1, 0))
         values = images[..., 0][foreground]
-        return cls((window, window), float(np.quantile(values, 0.999)) if len(values) else 1.0)
+        return cls(max(margin - 1, 0) / size, float(np.quantile(values, 0.999)) if len(values) else 1.0)
 
-    def paint(
+    def overlay(
         self, image: Float[np.ndarray, "s s c"], *, lesion: UInt8[np.ndarray, "s s"] | None = None,
         anatomy: UInt8[np.ndarray, "s s"] | None = None,
     ) -> Float[np.ndarray, "t t 3"]:
@@ -57,7 +57,8 @@ class Display(NamedTuple):
                 table = np.array([(0, 0, 0), *shades])
                 weight = alpha * (labels > 0)[..., None]
                 rgb = (1 - weight) * rgb + weight * table[labels]
-        return rgb[self.window]
+        cut = round(self.margin * len(rgb))
+        return rgb[cut : len(rgb) - cut, cut : len(rgb) - cut]
 
 
 class Tile(NamedTuple):

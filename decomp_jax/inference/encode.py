@@ -8,8 +8,6 @@ from tqdm import tqdm
 
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
-from decomp_jax.data.schema import Settings
-from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.retrieval import BankWriter
 
@@ -23,7 +21,7 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
     """
     decomposer = Decomposer.restore(workdir)
     dataset = SliceDataset(data, split)
-    require_same_preparation(decomposer.settings, dataset.settings, str(data))
+    decomposer.check_images(dataset.settings, str(data))
     writer = BankWriter(
         out,
         rows=dataset.rows,
@@ -46,18 +44,3 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
             if writes:
                 writer.append(codes.normal_indices[:valid], codes.abnormal_indices[:valid])
             bar.update(valid)
-
-
-def require_same_preparation(network: Settings, images: Settings, where: str) -> None:
-    """Raises UserError naming the first setting in which the images differ from those the network was trained on."""
-    for name, value in network.preprocessing.items():
-        other = images.preprocessing[name]
-        if other != value:
-            raise UserError(f"{where}: prepared with {name}={other}, the network was trained on {value}; prepare alike")
-
-
-def require_same_classes(network: Settings, data: Settings, where: str) -> None:
-    """Raises UserError if the labels of the data are not those that the network was trained on."""
-    if data.lesion_classes != network.lesion_classes:
-        raise UserError(f"{where}: its lesion classes are {', '.join(data.lesion_classes)}, the network's "
-                        f"{', '.join(network.lesion_classes)}; train on data of the same classes")

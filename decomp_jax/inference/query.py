@@ -22,7 +22,7 @@ from decomp_jax.preparation.scan import prepare_scan
 from decomp_jax.retrieval import CodeBank, Hits
 
 NAME_WIDTH = 24  # characters below a tile
-FOUND_BY = {
+BY = {
     "normal": "normal code: similar anatomy", "abnormal": "abnormal code: similar lesion",
     "both": "both codes: similar anatomy and lesion",
     "mix": "both codes: anatomy of the first image, lesion of the second",
@@ -89,19 +89,19 @@ def _sheet(
     names: list[str], by: str,
 ) -> Figure:
     """The contact sheet: the query with the lesion that the network sees, then its hits by rank."""
-    found = hits.rows[0][hits.rows[0] >= 0]
-    pixels, labels, note = _pixels_of(decomposer, bank, found)
-    display = Display.of(np.concatenate([images, pixels]))
+    rows = hits.rows[0][hits.rows[0] >= 0]
+    pixels, labels, note = _pixels_of(decomposer, bank, rows)
+    display = Display.fit(np.concatenate([images, pixels]))
     predicted = output.segmentation.argmax(-1).astype(np.uint8)
     asked = [
-        Tile(display.paint(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
+        Tile(display.overlay(image, lesion=label), name) for image, label, name in zip(images, predicted, names)
     ]
     answer = [
-        Tile(display.paint(image, lesion=label), f"{caption(bank.rows[row])}, rank {rank}")
-        for rank, (image, label, row) in enumerate(zip(pixels, labels, found), start=1)
+        Tile(display.overlay(image, lesion=label), f"{caption(bank.rows[row])}, rank {rank}")
+        for rank, (image, label, row) in enumerate(zip(pixels, labels, rows), start=1)
     ]
     return contact_sheet(
-        asked, answer, heading=f"Nearest by {FOUND_BY['mix' if len(images) > 1 else by]}", settings=decomposer.settings,
+        asked, answer, heading=f"Nearest by {BY['mix' if len(images) > 1 else by]}", settings=decomposer.settings,
         note=f"Blue frame: the query with the lesion that the network sees. {note} Not for diagnosis.",
     )
 
@@ -117,8 +117,8 @@ def _pixels_of(
             if any(not np.array_equal(dataset.rows[name], bank.rows[name]) for name in ("patient_id", "slice_index")):
                 raise UserError("a joined bank holds rows of several splits")
             stacked = dataset.stack(("image", "label"), rows)
-            known = dataset.rows["labelled"][rows]
-            labels = [label if labelled else None for label, labelled in zip(stacked["label"], known)]
+            labelled = dataset.rows["labelled"][rows]
+            labels = [label if has_label else None for label, has_label in zip(stacked["label"], labelled)]
             return stacked["image"], labels, "Hits: with their labels, where they have any."
         reason = "has changed since the bank was encoded, or is not the only one in it"
     except (UserError, OSError):

@@ -58,12 +58,12 @@ def write_hits(out: str | os.PathLike, hits: Hits, rows: np.ndarray) -> None:
     """Writes hits.csv: a line a hit, missing hits left out; `rows` are the searched bank's."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     queries, ranks = np.nonzero(hits.rows >= 0)
-    found = hits.rows[queries, ranks]
+    hit_rows = hits.rows[queries, ranks]
     with replacing(out) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(zip(
-            queries, ranks + 1, found, rows["patient_id"][found], rows["slice_index"][found],
+            queries, ranks + 1, hit_rows, rows["patient_id"][hit_rows], rows["slice_index"][hit_rows],
             hits.distances[queries, ranks],
         ))
 

@@ -6,6 +6,7 @@ products of flattened masks, a block of queries at a time.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -22,19 +23,23 @@ def class_dice(
     query: UInt8[AnyArray, "q *pixels"], reference: UInt8[AnyArray, "r *pixels"], *, classes: int
 ) -> Float[Array, "q r {classes}"]:
     """Dice of each query with each reference for the labels 1..`classes`; NaN where a class is absent from both."""
-    return jnp.stack([_by_blocks(query, reference, label) for label in range(1, classes + 1)], axis=-1)
+    return _by_blocks(query, reference, range(1, classes + 1))
 
 
 def whole_dice(
     query: UInt8[AnyArray, "q *pixels"], reference: UInt8[AnyArray, "r *pixels"]
 ) -> Float[Array, "q r"]:
     """Dice of the parts that have any label; NaN where neither slice has one."""
-    return _by_blocks(query, reference, 0)
+    return _by_blocks(query, reference, (0,))[..., 0]
 
 
-def _by_blocks(query: AnyArray, reference: AnyArray, label: int) -> Float[Array, "q r"]:
-    blocks = range(0, len(reference), REFERENCE_BLOCK)
-    return jnp.concatenate([_dice(query, reference[i : i + REFERENCE_BLOCK], label) for i in blocks], axis=1)
+def _by_blocks(query: AnyArray, reference: AnyArray, labels: Sequence[int]) -> Float[Array, "q r l"]:
+    """Dice for each of the labels. A block of references at a time is on the device, the others may be in a file."""
+    query = jnp.asarray(query)
+    starts = range(0, len(reference), REFERENCE_BLOCK)
+    blocks = (jnp.asarray(reference[i : i + REFERENCE_BLOCK]) for i in starts)
+    dice = [jnp.stack([_dice(query, block, label) for label in labels], axis=-1) for block in blocks]
+    return jnp.concatenate(dice, axis=1)
 
 
 @jax.jit
@@ -47,25 +52,26 @@ def _dice(
     maps = (labels.reshape(len(labels), -1) for labels in (query, reference))
     a, b = (jnp.where(label, labels == label, labels > 0).astype(dtype) for labels in maps)
     overlap = jnp.matmul(a, b.T, preferred_element_type=jnp.float32)
-    return _ratio(2 * overlap, a.sum(1, dtype=jnp.float32)[:, None] + b.sum(1, dtype=jnp.float32))
+    return _share(2 * overlap, a.sum(1, dtype=jnp.float32)[:, None] + b.sum(1, dtype=jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnames="classes")
+@jax.jit
 def area_similarity(
-    query: UInt8[AnyArray, "q *pixels"], reference: UInt8[AnyArray, "r *pixels"], *, classes: int
-) -> Float[Array, "q r {classes}"]:
+    query: Float[AnyArray, "q classes"], reference: Float[AnyArray, "r classes"]
+) -> Float[Array, "q r classes"]:
     """The Dice that areas alone would allow, 2 min(a, b) / (a + b), per class; NaN where it is absent from both."""
-    a, b = (_areas(labels, classes) for labels in (query, reference))
-    a, b = a[:, None], b[None]
-    return _ratio(2 * jnp.minimum(a, b), a + b)
+    a, b = query[:, None], reference[None]
+    return _share(2 * jnp.minimum(a, b), a + b)
 
 
-def _areas(labels: UInt8[AnyArray, "n *pixels"], classes: int) -> Float[Array, "n {classes}"]:
+def class_areas(labels: UInt8[np.ndarray, "n *pixels"], *, classes: int) -> Float[np.ndarray, "n {classes}"]:
+    """Pixels of each class."""
     labels = labels.reshape(len(labels), -1)
-    return jnp.stack([(labels == c).sum(1, dtype=jnp.float32) for c in range(1, classes + 1)], axis=-1)
+    return np.stack([(labels == label).sum(1, dtype=np.float32) for label in range(1, classes + 1)], axis=-1)
 
 
-def _ratio(part: Array, whole: Array) -> Array:
+def _share(part: Array, whole: Array) -> Array:
+    """part / whole of counts; NaN where `whole` is 0."""
     return jnp.where(whole > 0, part / jnp.maximum(whole, 1), jnp.nan)
 
 
@@ -80,8 +86,7 @@ def mean_over_classes(
     """
     if absent == "zero":
         return jnp.nan_to_num(values).mean(-1)
-    known = ~jnp.isnan(values)
-    return _ratio(jnp.nan_to_num(values).sum(-1), known.sum(-1))
+    return _share(jnp.nan_to_num(values).sum(-1), (~jnp.isnan(values)).sum(-1))
 
 
 def centre_lesions(labels: UInt8[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
@@ -133,9 +138,9 @@ def gains_of(relevance: Float[np.ndarray, "q r"], rows: Int[np.ndarray, "q k"]) 
 
 def mean_gain(gains: Float[np.ndarray, "q n"], k: int) -> Float[np.ndarray, "q"]:
     """Mean relevance of the first k hits, of those there are; NaN without any. Of 0/1 relevance: precision@k."""
-    found = ~np.isnan(gains[:, :k])
-    hits = found.sum(1)
-    return np.where(hits > 0, np.where(found, gains[:, :k], 0).sum(1) / np.maximum(hits, 1), np.nan)
+    is_hit = ~np.isnan(gains[:, :k])
+    hits = is_hit.sum(1)
+    return np.where(hits > 0, np.where(is_hit, gains[:, :k], 0).sum(1) / np.maximum(hits, 1), np.nan)
 
 
 def ndcg(gains: Float[np.ndarray, "q n"], ideal: Float[np.ndarray, "q n"], k: int) -> Float[np.ndarray, "q"]:
@@ -156,8 +161,8 @@ def recall_of_ideal(
     positive = np.nan_to_num(ideal[:, :k]) > 0
     wanted = positive.sum(1)
     least = np.min(ideal[:, :k], axis=1, where=positive, initial=np.inf)
-    found = (np.nan_to_num(gains[:, :k]) >= least[:, None]).sum(1)
-    return np.where(wanted > 0, np.minimum(found, wanted) / np.maximum(wanted, 1), np.nan)
+    ideal_hits = (np.nan_to_num(gains[:, :k]) >= least[:, None]).sum(1)
+    return np.where(wanted > 0, np.minimum(ideal_hits, wanted) / np.maximum(wanted, 1), np.nan)
 
 
 def average_precision(

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from decomp_jax.config import Config
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
-from decomp_jax.evaluation.rankers import cell_share
-from decomp_jax.inference.decomposer import Decomposition
+from decomp_jax.inference.decomposer import Decomposer, Decomposition
+from decomp_jax.losses.cells import cell_means
 
 SIZE, GRID, LEVELS = 32, (4, 4), 16
 
@@ -63,6 +64,10 @@ def _head(rng: np.random.Generator, z: float) -> dict[str, np.ndarray]:
     }
 
 
+def _cell_shares(mask: np.ndarray) -> np.ndarray:
+    return np.asarray(cell_means(jnp.asarray(mask[..., None], jnp.float32), GRID[0]))[..., 0]
+
+
 @dataclasses.dataclass
 class FakeDecomposer:
     """Stands in for `Decomposer`: finds lesions by their grey values, and paints 0.6 over them."""
@@ -78,6 +83,7 @@ class FakeDecomposer:
         return np.linspace(0, 1, LEVELS, dtype=np.float32)[:, None]
 
     abnormal_codebook = normal_codebook
+    check_images, check_classes = Decomposer.check_images, Decomposer.check_classes
 
     def paint(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> np.ndarray:
         cells = (normal_indices / (LEVELS - 1) * (1 - abnormal_indices / (LEVELS - 1)))[..., None]
@@ -90,7 +96,7 @@ class FakeDecomposer:
         segmentation[..., 0] -= segmentation[..., 1:].sum(-1)
         lesion = segmentation[..., 1:].any(-1)
         x_minus = np.where(lesion, 0.6, grey)[..., None]
-        z_e_normal, z_e_abnormal = cell_share(x_minus[..., 0] > 0.4, GRID), cell_share(lesion, GRID)
+        z_e_normal, z_e_abnormal = (_cell_shares(mask) for mask in (x_minus[..., 0] > 0.4, lesion))
         return Decomposition(
             x_plus=images.astype(np.float32), x_minus=x_minus, segmentation=segmentation,
             normal_indices=np.rint(z_e_normal * (LEVELS - 1)).astype(int),

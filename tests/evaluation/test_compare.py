@@ -70,7 +70,9 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
         compare.compare_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"], "data", tmp_path)
 
 
-def test_labels_of_other_classes_are_refused(heads: dict[str, Heads], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_other_classes_are_refused(
+    heads: dict[str, Heads], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = FakeDecomposer(dataclasses.replace(heads["reference"].settings, lesion_classes=("ED", "NCR")))
     monkeypatch.setattr(compare, "SliceDataset", lambda data, split: heads["reference"])
     monkeypatch.setattr(compare.Decomposer, "restore", lambda run: network)

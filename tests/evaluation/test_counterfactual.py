@@ -35,10 +35,11 @@ def test_table_agrees_with_scikit_image(decomposer: FakeDecomposer, heads: dict[
     gains = {patient: [] for patient in np.unique(patients[query.lesion])}
     for i in np.flatnonzero(query.lesion):
         inside = query.label[i] > 0
-        x_minus = decomposer.decompose(query.image[i : i + 1]).x_minus[0]
+        image = query.images(np.array([i]))
+        x_minus = decomposer.decompose(image).x_minus[0]
         painted, taken = (
             peak_signal_noise_ratio(healthy[i][inside], image[inside].astype(float), data_range=1)
-            for image in (x_minus, query.image[i])
+            for image in (x_minus, image[0])
         )
         gains[patients[i]].append(painted - taken)
     expected = np.mean([np.mean(of_patient) for of_patient in gains.values()])

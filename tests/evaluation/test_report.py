@@ -1,5 +1,6 @@
 """The report of a drawn data set: files, numbers, page, and the sets that lack something."""
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -8,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.lib.recfunctions import append_fields
 
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation import report
+from decomp_jax.evaluation.rankers import METHODS
 from decomp_jax.evaluation.slices import SliceSet
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
@@ -97,7 +100,8 @@ def test_page_needs_no_other_file_and_says_what_it_must(written: tuple[Path, dic
     assert "Not a medical device" in page.text
     assert metrics["provenance"]["model_digest"] in page.text and metrics["provenance"]["data_digest"] in page.text
     assert f"{metrics['retrieval']['abnormal']['abnormal']['dice@5']['mean']:.3f}" in page.text
-    assert not re.search(r"\bnan\b", page.text)
+    assert not re.search(r"\b(nan|None)\b", page.text)
+    assert all(method.sentence in page.text for method in METHODS.values())
 
 
 def test_a_table_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +118,51 @@ def test_a_table_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert 0 < metrics["columns"]["tumour"]["random"]["map"]["mean"] < 1
     assert "slice_level" not in metrics["retrieval"]
     assert "images" not in metrics["counterfactual"]
+
+
+def test_few_patients_claim_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads]) -> None:
+    splits = {"query": Heads(1, 6, seed=0, prefix="q"), "reference": heads["reference"]}
+    metrics = write(tmp_path, monkeypatch, splits)
+    dice = metrics["retrieval"]["abnormal"]["abnormal"]["dice@5"]
+    assert dice["mean"] > 0 and dice["low"] is dice["high"] is None
+    page = Page((tmp_path / "report" / "index.html").read_text())
+    assert "too few patients to say which is higher" in page.text and "higher than" not in page.text
+    assert not re.search(r"\b(nan|None)\b", page.text)
+    with (tmp_path / "report" / "metrics.csv").open(newline="") as file:
+        lines = {line["name"]: line for line in csv.DictReader(file)}
+    assert lines["retrieval | abnormal | abnormal | dice@5"]["low"] == ""
+
+
+def test_columns_are_scored_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of numbers tells no kinds; its name, which is anything, stays text on the page."""
+    splits = {}
+    for seed, split in enumerate(("query", "reference")):
+        splits[split] = Heads(3, 4, seed=seed, prefix="<script>"[: 4 + seed])
+        rows = splits[split].rows
+        columns = {"<script>grade": np.arange(len(rows)) % 3.0, "site": np.full(len(rows), "A&B<i>")}
+        splits[split].rows = append_fields(rows, list(columns), list(columns.values()), usemask=False)
+    metrics = write(tmp_path, monkeypatch, splits)
+    assert metrics["columns left out"].keys() == {"<script>grade", "site"} and "tumour" in metrics["columns"]
+    text = (tmp_path / "report" / "index.html").read_text()
+    page = Page(text)
+    assert "<script" not in text and "<i>" not in text
+    assert "<script>grade (holds numbers" in page.text and "site (has one value in all references)" in page.text
+
+
+def test_hostile_names_are_text_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "<script>alert('x')</script>"
+    splits = {
+        split: Heads(3, 4, seed=seed, prefix=split[0], lesion_classes=(name, "ED"))
+        for seed, split in enumerate(("query", "reference"))
+    }
+    for heads in splits.values():
+        rows = heads.rows
+        heads.rows = append_fields(rows, name, rows["tumour"], usemask=False)
+        heads.rows["patient_id"] = np.char.add("<b>", rows["patient_id"])
+    write(tmp_path, monkeypatch, splits)
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert "<script" not in text
+    assert f"Dice, {name}" in Page(text).text and f"Same {name}" in Page(text).text
 
 
 def test_unlabelled_slices_are_left_out(decomposer: FakeDecomposer) -> None:

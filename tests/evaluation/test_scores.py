@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from decomp_jax.evaluation.rankers import rankers
-from decomp_jax.evaluation.scores import ORACLES, Scores, label_overlap, lesion_side, score
-from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.evaluation.rankers import METHODS, ORACLES, PLAIN, Method, Search, by_distance, rankers
+from decomp_jax.evaluation.scores import Scores, score
+from decomp_jax.evaluation.slices import SliceSet, lesion_side
 from tests.evaluation.fakes import settings
 
 
 def scored(query: SliceSet, reference: SliceSet) -> Scores:
-    methods = rankers(query, reference, depth=len(reference), lesion_classes=2)
-    return score(query, reference, methods, label_overlap(query, reference, settings()))
+    search = Search(query, reference, settings())
+    return score(search, rankers(search))
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def class_dice(a: np.ndarray, b: np.ndarray, classes: int) -> float:
 
 def test_pixel_ranking_agrees_with_brute_force(query: SliceSet, reference: SliceSet, scores: Scores) -> None:
     for i in np.flatnonzero(query.lesion)[::4]:
-        distance = ((query.image[i].astype(float) - reference.image.astype(float)) ** 2).sum((1, 2, 3))
+        distance = ((query.thumbnail[i].astype(float) - reference.thumbnail.astype(float)) ** 2).sum((1, 2, 3))
         nearest = np.argsort(distance)[:5]
         for target, classes, labels in (("abnormal", 2, "label"), ("normal", 6, "anatomy")):
-            ours, theirs = getattr(query, labels), getattr(reference, labels)
-            expected = np.mean([class_dice(ours[i], theirs[row], classes) for row in nearest])
+            of_query, of_reference = getattr(query, labels)[i], getattr(reference, labels)
+            expected = np.mean([class_dice(of_query, of_reference[row], classes) for row in nearest])
             assert scores["pixel_l2", target, "dice@5"][i] == pytest.approx(expected, abs=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_only_slices_with_a_lesion_ask_for_lesions(query: SliceSet, scores: Scor
 def test_column_precision_agrees_with_scikit_learn(query: SliceSet, reference: SliceSet, scores: Scores) -> None:
     for i in range(0, len(query), 7):
         same = query.rows["tumour"][i] == reference.rows["tumour"]
-        distance = ((query.image[i].astype(float) - reference.image.astype(float)) ** 2).sum((1, 2, 3))
+        distance = ((query.thumbnail[i].astype(float) - reference.thumbnail.astype(float)) ** 2).sum((1, 2, 3))
         expected = average_precision_score(same, -distance)
         assert scores["pixel_l2", "column tumour", "map"][i] == pytest.approx(expected)
 
@@ -77,43 +77,55 @@ def test_shuffled_labels_score_like_chance(query: SliceSet, reference: SliceSet,
     """Labels dealt out anew among the references: no ranking may know of them, or there is a leak."""
     order = np.random.default_rng(0).permutation(len(reference))
     shuffled = dataclasses.replace(reference, label=reference.label[order], anatomy=reference.anatomy[order])
-    found = scored(query, shuffled)
-    overlap = label_overlap(query, shuffled, settings())(np.arange(len(query)))
+    dealt = scored(query, shuffled)
+    overlap = Search(query, shuffled, settings()).overlap(np.arange(len(query)))
     blind = {method for method, _, _ in scores} - {"lesion_grid", *ORACLES}
     assert {"normal", "abnormal", "both", "segmentation", "z_e_normal", "z_e_abnormal"} < blind
     for target, knowing in (("abnormal", {"abnormal", "segmentation"}), ("normal", {"normal", "pixel_l2"})):
         chance, spread = np.nanmean(overlap[target]["dice"]), np.nanstd(overlap[target]["dice"])
         error = 4 * spread / np.sqrt(len(query))  # hits of neighbouring queries are shared
         for method in blind:
-            assert abs(np.nanmean(found[method, target, "dice@5"]) - chance) < error, method
+            assert abs(np.nanmean(dealt[method, target, "dice@5"]) - chance) < error, method
         for method in knowing:
             assert np.nanmean(scores[method, target, "dice@5"]) > chance + error, method
-        assert np.nanmean(found[f"oracle_{target}", target, "dice@5"]) > chance + error
+        assert np.nanmean(dealt[f"oracle_{target}", target, "dice@5"]) > chance + error
 
 
 def test_hits_of_the_same_patient_are_left_out(query: SliceSet) -> None:
-    found = scored(query, query)
-    assert np.nanmax(found["oracle_abnormal", "abnormal", "whole_dice@1"]) < 1
-    assert np.nanmax(found["pixel_l2", "normal", "dice@1"]) < 1
+    scores = scored(query, query)
+    assert np.nanmax(scores["oracle_abnormal", "abnormal", "whole_dice@1"]) < 1
+    assert np.nanmax(scores["pixel_l2", "normal", "dice@1"]) < 1
 
 
 def test_few_references_give_the_hits_there_are(query: SliceSet, reference: SliceSet) -> None:
     few = reference_part(reference, np.arange(3))
-    found = scored(query, few)
-    overlap = label_overlap(query, few, settings())(np.arange(len(query)))["normal"]["dice"]
-    np.testing.assert_allclose(found["normal", "normal", "dice@10"], overlap.mean(1), rtol=1e-6)
+    scores = scored(query, few)
+    overlap = Search(query, few, settings()).overlap(np.arange(len(query)))["normal"]["dice"]
+    np.testing.assert_allclose(scores["normal", "normal", "dice@10"], overlap.mean(1), rtol=1e-6)
 
 
 def reference_part(slices: SliceSet, rows: np.ndarray) -> SliceSet:
     """The given slices alone."""
     arrays = {
-        field.name: getattr(slices, field.name)[rows] for field in dataclasses.fields(slices) if field.name != "bank"
+        field.name: getattr(slices, field.name)[rows] for field in dataclasses.fields(slices)
+        if field.name not in ("bank", "dataset")
     }
     bank = dataclasses.replace(
         slices.bank, rows=slices.rows[rows], normal_indices=slices.bank.normal_indices[rows],
         abnormal_indices=slices.bank.abnormal_indices[rows],
     )
-    return SliceSet(**arrays, bank=bank)
+    return SliceSet(**arrays, bank=bank, dataset=slices.dataset)
+
+
+def test_a_new_method_is_one_entry(
+    query: SliceSet, reference: SliceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_row = by_distance(lambda search, queries: np.tile(np.arange(len(search.reference)), (len(queries), 1)))
+    monkeypatch.setitem(METHODS, "row", Method("row", PLAIN, "The row.", by_row))
+    search = Search(query, reference, settings())
+    scores = score(search, rankers(search, ["row"]))
+    dice = search.overlap(np.arange(len(query)))["normal"]["dice"]
+    np.testing.assert_allclose(scores["row", "normal", "dice@5"], dice[:, :5].mean(1), rtol=1e-6)
 
 
 def test_lesion_side() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from decomp_jax.evaluation.scores import label_overlap
+from decomp_jax.evaluation.rankers import Search
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import (
     Summary, abnormality_table, code_use, mixed_queries, mixed_table, segmentation_summary, strata,
@@ -16,16 +16,16 @@ from tests.evaluation.fakes import settings
 
 
 def test_a_summary_nests_by_name_and_leaves_out_what_was_never_asked() -> None:
-    bootstrap = Bootstrap.of(np.array(["a", "a", "b"]))
-    summary = Summary.of({("x", "p"): np.array([1.0, 3.0, 4.0]), ("x", "q"): np.full(3, np.nan)}, bootstrap)
+    bootstrap = Bootstrap.draw(np.array(["a", "a", "b"]))
+    summary = Summary.average({("x", "p"): np.array([1.0, 3.0, 4.0]), ("x", "q"): np.full(3, np.nan)}, bootstrap)
     assert summary.nested()["x"]["p"].mean == 3
     assert list(summary.nested()["x"]) == ["p"]
 
 
 def test_comparison_of_a_measure_with_twice_itself_is_certain() -> None:
     values = np.random.default_rng(0).random(40)
-    bootstrap = Bootstrap.of(np.arange(40) // 4)
-    compared = Summary.of({("a",): values, ("b",): 2 * values}, bootstrap).compare(("b",), ("a",))
+    bootstrap = Bootstrap.draw(np.arange(40) // 4)
+    compared = Summary.average({("a",): values, ("b",): 2 * values}, bootstrap).compare(("b",), ("a",))
     np.testing.assert_allclose(compared["ratio"], 2)
     assert compared["difference"].mean == pytest.approx(values.mean())
 
@@ -54,12 +54,12 @@ def test_auroc_of_the_abnormality_score(query: SliceSet) -> None:
 
 
 def test_use_of_a_codebook() -> None:
-    use = code_use(np.array([4, 4, 0, 0]))
+    use = code_use(np.repeat([0, 1], 4).reshape(2, 2, 2), size=4)
     assert use == {"used": 2, "perplexity": pytest.approx(2), "most common": 0.5}
 
 
 def test_mixed_queries_are_of_two_patients_and_lie_between_the_codes(query: SliceSet, reference: SliceSet) -> None:
-    mixed = mixed_queries(query, reference, label_overlap(query, reference, settings()))
+    mixed = mixed_queries(Search(query, reference, settings()))
     of_a, of_b = query.rows["patient_id"][mixed.pairs].T
     assert (of_a != of_b).all()
     np.testing.assert_array_equal(mixed.pairs[:, 0], np.flatnonzero(query.lesion))
@@ -83,12 +83,12 @@ def test_without_labels_among_the_references_nothing_is_mixed(query: SliceSet, r
     rows = reference.rows.copy()
     rows["labelled"] = False
     archive = dataclasses.replace(reference, rows=rows, label=np.zeros_like(reference.label))
-    assert mixed_queries(query, archive, label_overlap(query, archive, settings())) is None
+    assert mixed_queries(Search(query, archive, settings())) is None
 
 
 def test_thirds_that_hold_no_slice_are_left_out(query: SliceSet) -> None:
     rows = query.rows.copy()
     rows["position_mm"] = np.arange(len(rows)) % 2
     scores = {("normal", "normal", "dice@5"): np.random.default_rng(0).random(len(rows))}
-    found = strata(scores, dataclasses.replace(query, rows=rows), Bootstrap.of(rows["patient_id"]))["slice height"]
-    assert [third["from_to"] for third in found.values()] == [[0, 0], [1, 1]]
+    table = strata(scores, dataclasses.replace(query, rows=rows), Bootstrap.draw(rows["patient_id"]))
+    assert [third["from_to"] for third in table["slice height"].values()] == [[0, 0], [1, 1]]

@@ -55,8 +55,8 @@ def test_pairs_leave_out_both_patients(banks: Path, tmp_path: Path) -> None:
 
 def test_one_per_patient(banks: Path, tmp_path: Path) -> None:
     lines = run(banks, tmp_path, one_per_patient=True, k=500)
-    found = [(line["query"], line["patient_id"]) for line in lines]
-    assert len(set(found)) == len(found) == 6 * len(set(CodeBank.load(banks / "reference").rows["patient_id"]))
+    hits = [(line["query"], line["patient_id"]) for line in lines]
+    assert len(set(hits)) == len(hits) == 6 * len(set(CodeBank.load(banks / "reference").rows["patient_id"]))
 
 
 @pytest.mark.parametrize("text, options, message", [

@@ -28,7 +28,8 @@ def test_dice_of_a_worked_pair() -> None:
     assert relevance.mean_over_classes(values)[0, 0] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert relevance.mean_over_classes(values, "zero")[0, 0] == pytest.approx((2 / 3 + 1 / 2) / 3)
     assert relevance.whole_dice(query, reference)[0, 0] == pytest.approx(4 / 7)
-    area = np.asarray(relevance.area_similarity(query, reference, classes=3))[0, 0]
+    areas = (relevance.class_areas(labels, classes=3) for labels in (query, reference))
+    area = np.asarray(relevance.area_similarity(*areas))[0, 0]
     np.testing.assert_allclose(area, [2 / 3, 1 / 2, np.nan])
 
 

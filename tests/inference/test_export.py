@@ -1,0 +1,48 @@
+"""The model card."""
+
+from typing import Any
+
+from decomp_jax.config import Config
+from decomp_jax.data.schema import Settings
+from decomp_jax.inference.export import model_card
+
+NONE = {"mean": 0.25, "low": None, "high": None}
+SOME = {"mean": 0.5, "low": 0.4, "high": 0.6}
+
+
+def card(name: str = "model", **changes: Any) -> str:
+    settings = Settings("phantom", 64, lesion_classes=("NCR", "<script>"))
+    counts = {"patients": 12, "slices": 1234, "with a lesion": 600}
+    data = {"patients": 20, "slices": 2000, "splits": {"train": counts}, "source": {"seed": 3}}
+    meta = {
+        "config": Config().to_dict(), "settings": settings.to_json(), "data_digest": "d" * 64, "step": 10_000,
+        "commit": "c0ffee", "data": data,
+    }
+    dice = {"normal": {"dice@5": SOME}, "abnormal": {"dice@5": NONE, "whole_dice@5": NONE}}
+    methods = ("normal", "abnormal", "pixel_l2", "random", "oracle_normal", "oracle_abnormal", "oracle_whole")
+    metrics = {
+        "protocol": {"queries": counts, "references": counts}, "provenance": {"data_digest": "d" * 64},
+        "retrieval": dict.fromkeys(methods, dice), "abnormality": {}, "counterfactual": {},
+    }
+    return model_card(name, meta | changes, metrics)
+
+
+def test_numbers_have_their_intervals_or_say_why_not() -> None:
+    text = card()
+    assert "| anatomy Dice@5 by normal code | 0.500 (0.400 to 0.600) | 0.500 (" in text
+    assert "0.250 (too few patients)" in text and "None" not in text
+    assert "1,234 slices of 12 patients asked" in text and "held-out patients of the data" in text
+    assert "10,000 steps" in text and "from scratch" in text and "commit c0ffee" in text and "seed=3" in text
+
+
+def test_a_run_that_started_from_another_says_so() -> None:
+    config = Config().to_dict()
+    config["train"]["init_from"] = "/somewhere/models/first"
+    before = {"step": 500, "data_digest": "e" * 64, "commit": "babe"}
+    text = " ".join(card(config=config, started_from=before).split())
+    assert f"from the parameters of first (500 steps on data `{'e' * 16}`, commit babe)" in text
+    assert "/somewhere" not in text
+
+
+def test_names_are_text() -> None:
+    assert "<script" not in card("<script>")
