@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, UInt8
 
-from decomp_jax.config import StructureTerm
+from decomp_jax.config import LayoutTerm, StructureTerm
 from decomp_jax.data.schema import Settings
 from decomp_jax.evaluation.overlap import LabelOverlap, Relevances
 from decomp_jax.evaluation.scratch import map_blocks
 from decomp_jax.evaluation.slices import THUMBNAIL, SliceSet
-from decomp_jax.losses.cells import cell_means, local_contrast
+from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast
+from decomp_jax.losses.latent import layout_target
 from decomp_jax.retrieval import relevance
 
 PCA_COMPONENTS = 64
@@ -231,6 +232,24 @@ def contrasts(_: Search, slices: SliceSet) -> Features:
     )
 
 
+def contrast_bytes(search: Search, slices: SliceSet) -> Features:
+    """Local contrast of each code cell, one byte a cell: as many as the cells of a code, without a network."""
+    grid = search.query.bank.grid[0]
+    means = map_blocks(lambda images: cell_means(jnp.asarray(images), grid), contrasts(search, slices))
+    return np.clip(np.round(32 * means), -128, 127).astype(np.int8)
+
+
+def predicted_layout(search: Search, slices: SliceSet) -> Features:
+    """What the layout term draws the abnormal code to, of the predicted labels: a segmentation network without codes."""
+    grid, classes = search.query.bank.grid[0], len(search.settings.lesion_classes)
+
+    def layout(label: UInt8[np.ndarray, "b s s"]) -> Features:
+        shares = class_fractions(jax.nn.one_hot(label, 1 + classes), grid)
+        return layout_target(shares, 1 + classes, scale=LayoutTerm.scale, whole=LayoutTerm.whole)
+
+    return map_blocks(layout, slices.segmentation)
+
+
 def lesion_shares(search: Search, slices: SliceSet) -> Features:
     """Share of each code cell's pixels that the true lesion covers."""
     grid = search.query.bank.grid[0]
@@ -263,6 +282,11 @@ METHODS = {
         "local contrast of pixels, L2", PLAIN,
         "The same pixels after brightness and contrast around each were taken out.", by_features(contrasts),
     ),
+    "contrast_bytes": Method(
+        "local contrast, one byte a code cell, L2", PLAIN,
+        "Local contrast averaged over each code cell and rounded to a byte: the size of a code without a network.",
+        by_features(contrast_bytes),
+    ),
     "z_e_normal": Method(
         "normal path before quantisation", NETWORK, "The vectors that the normal codes stand for.",
         by_features(lambda _, slices: slices.z_e_normal),
@@ -274,6 +298,11 @@ METHODS = {
     "segmentation": Method(
         "overlap of predicted labels", NETWORK, "Mean Dice of the lesion classes that the network predicts.",
         by_distance(by_predicted_labels),
+    ),
+    "segmentation_layout": Method(
+        "predicted lesion shares of each code cell, L2", NETWORK,
+        "The vectors that the layout term asks of the abnormal code, from the predicted labels: a segmentation without codes.",
+        by_features(predicted_layout),
     ),
     "lesion_grid": Method(
         "true lesion share of each code cell, L2", TRUTH, "How much of each code cell the true lesion covers.",
