@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.counterfactual import counterfactual_table
-from decomp_jax.evaluation.rankers import Search, rankers
+from decomp_jax.evaluation.rankers import METHODS, Search, rankers
 from decomp_jax.evaluation.scores import score
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Summary, abnormality_table, segmentation_summary
@@ -36,6 +36,8 @@ PAIRED = {
     "anatomy by normal code": ("normal", "normal", "dice@5"),
     "lesion by normal code": ("normal", "abnormal", "dice@5"),
     "anatomy by abnormal code": ("abnormal", "normal", "dice@5"),
+    "whole lesion by predicted shares": ("segmentation_layout", "abnormal", "whole_dice@5"),
+    "anatomy by bytes of contrast": ("contrast_bytes", "normal", "dice@5"),
     "segmentation Dice": ("dice", "whole lesion"),
     "false positives": ("lesion-free slices with a finding",),
 }
@@ -96,7 +98,7 @@ def _measure(decomposer: Decomposer, dataset: SliceDataset, name: str, data: str
     decomposer.check_classes(settings, str(data))
     slices = SliceSet.encode(decomposer, dataset, name)
     search = Search(slices, slices, settings)
-    slice_scores = score(search, rankers(search, ("normal", "abnormal")))
+    slice_scores = score(search, rankers(search, {name[0] for name in PAIRED.values() if name[0] in METHODS}))
     paired = {key: values for key, values in slice_scores.items() if key in PAIRED.values()}
     summary = Summary.average(paired, Bootstrap.draw(slices.rows["patient_id"]))
     summary |= segmentation_summary(slices, settings.lesion_classes)
@@ -127,18 +129,44 @@ def _lines(results: Sequence[Result]) -> Iterator[tuple]:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Two tables: each run's measures, and the differences to the first run; intervals are of 95 %."""
+    """Tables of each run's measures and of the differences to the first run, with intervals of 95 %.
+
+    Where runs are named VARIANT-SEED, a table of means over the seeds comes first.
+    """
     shown = [measure for measure in MEASURES if results[0].value(measure)]
     paired = [measure for measure in shown if measure in PAIRED]
     tables = (
         (shown, results, lambda result, measure: _number(result.value(measure))),
         (paired, results[1:], lambda result, measure: _number(result.difference(results[0], measure), "+")),
     )
-    return "\n".join(
-        f"| {heading} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n"
-        + "".join(f"| {row.name} | {' | '.join(cell(row, column) for column in columns)} |\n" for row in rows)
+    text = "\n".join(
+        _table(heading, columns, {row.name: [cell(row, column) for column in columns] for row in rows})
         for heading, (columns, rows, cell) in zip(("run", f"minus {results[0].name}"), tables)
     )
+    seeds = group_seeds(results)
+    if max(map(len, seeds.values())) == 1:
+        return text
+    means = {name: [_over_seeds(runs, measure) for measure in shown] for name, runs in seeds.items()}
+    return _table("mean of the seeds (least to most)", shown, means) + "\n" + text
+
+
+def group_seeds(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The runs of each variant: names that differ in a number behind the last hyphen are seeds of one."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        variant, _, seed = result.name.rpartition("-")
+        groups.setdefault(variant if seed.isdecimal() else result.name, []).append(result)
+    return groups
+
+
+def _over_seeds(runs: Sequence[Result], measure: str) -> str:
+    means = [value.mean for run in runs if (value := run.value(measure))]
+    return f"{np.mean(means):.3f} ({min(means):.3f} to {max(means):.3f})" if means else ""
+
+
+def _table(heading: str, columns: Sequence[str], rows: dict[str, list[str]]) -> str:
+    lines = [f"| {heading} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]) + "\n"
 
 
 def _number(value: Interval | None, sign: str = "") -> str:

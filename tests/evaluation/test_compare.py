@@ -9,6 +9,7 @@ import pytest
 
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation import compare
+from decomp_jax.evaluation.tables import Summary
 from decomp_jax.inference.decomposer import Decomposition
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
@@ -63,6 +64,17 @@ def test_table_and_figure(compared: Path) -> None:
     assert [row[0] for row in rows] == ["| run", "| sees", "| blind", "| minus sees", "| blind"]
     assert len({len(row) for row in rows[:3]}) == len({len(row) for row in rows[3:]}) == 1
     assert (compared / "comparison.png").stat().st_size > 10_000
+
+
+def test_seeds_of_a_variant_are_averaged() -> None:
+    def result(name: str, dice: float) -> compare.Result:
+        key = compare.PAIRED["segmentation Dice"]
+        return compare.Result(name, STEP, Summary({key: dice}, {key: np.full(10, dice)}), {})
+
+    results = [result("ours-0", 0.2), result("ours-1", 0.4), result("no-layout-0", 0.1)]
+    assert {name: len(runs) for name, runs in compare.group_seeds(results).items()} == {"ours": 2, "no-layout": 1}
+    assert "| ours | 0.300 (0.200 to 0.400) |" in compare.markdown(results)
+    assert "seeds" not in compare.markdown(results[1:])
 
 
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
