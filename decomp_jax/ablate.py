@@ -95,8 +95,8 @@ def _start(name: str, args: argparse.Namespace, settings: list[str], devices: di
     """One training, in a session of its own so that Ctrl-C reaches it as the signal to save."""
     workdir = args.out / name
     workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "train.py", f"--config=configs/ablations.py:{args.base}/{name}", f"--workdir={workdir}",
-               f"--config.data.dir={args.data}", *settings]
+    command = [sys.executable, "train.py", "--distributed=off", f"--config=configs/ablations.py:{args.base}/{name}",
+               f"--workdir={workdir}", f"--config.data.dir={args.data}", *settings]
     with open(workdir / "train.log", "a") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, **devices}, start_new_session=True

@@ -1,6 +1,7 @@
 """Statistics of batch normalisation for images as they are."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,19 +19,22 @@ IMAGES = 2048
 
 
 def with_population_statistics(
-    state: State, dataset: SliceDataset, *, model: DecompositionNet, mesh: Mesh, batch_size: int
+    state: State, dataset: SliceDataset, *, model: DecompositionNet, mesh: Mesh, batch_size: int,
+    check: Callable[[], None] = lambda: None,
 ) -> State:
     """`state` with the statistics of the training slices, as the mean over batches of up to `IMAGES` of them.
 
     The moving averages of training are those of augmented images, which resampling has smoothed and lesions are pasted
-    into; with them the network finds lesions that are not there. ("Precise" statistics: Wu and Johnson 2021.)
+    into; with them the network finds lesions that are not there. ("Precise" statistics: Wu and Johnson 2021.) `check`
+    is called before each batch and may raise.
     """
     labelled = np.random.default_rng(0).permutation(np.flatnonzero(dataset.rows["labelled"]))
     rows = labelled[: max(min(IMAGES, len(labelled)) // batch_size, 1) * batch_size]
-    found = [
-        _batch_statistics(state.params, state.batch_stats, split_over(mesh, batch["image"]), model=model)
-        for batch, _ in split_batches(dataset, ("image",), batch_size, rows)
-    ]
+    found = []
+    for batch, _ in split_batches(dataset, ("image",), batch_size, rows):
+        check()
+        images = split_over(mesh, batch["image"])
+        found.append(_batch_statistics(state.params, state.batch_stats, images, model=model))
     return state.replace(batch_stats=jax.tree.map(lambda *values: sum(values) / len(values), *found))
 
 
