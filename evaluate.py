@@ -7,7 +7,8 @@
     python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
     python evaluate.py compare --runs RUN1 RUN2 RUN3 --data=DATA --out=DIR
 
-RUN may be an exported MODEL everywhere. SIGTERM stops any command with exit code 143; what it had half written is removed.
+RUN may be an exported MODEL everywhere. SIGTERM stops any command with exit code 143; what it had half written is
+removed. Several processes: docs/pods.md.
 """
 
 import argparse

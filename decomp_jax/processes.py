@@ -127,7 +127,7 @@ def agreed() -> Iterator[None]:
 
 
 def require_equal(values: dict[str, Any]) -> None:
-    """Raises UserError, in all processes, naming the first of these values in which a process differs from process 0."""
+    """Raises UserError, in all processes, naming the first of these values in which one differs from process 0."""
     first, *others = map(json.loads, gather(json.dumps(values, default=str)))
     for process, other in enumerate(others, start=1):
         for name in first:

@@ -2,8 +2,8 @@
 
 import contextlib
 import http.server
-import socket
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -24,7 +24,8 @@ def main():
     parser = argparse.ArgumentParser()
     processes.add_flags(parser)
     processes.join(parser.parse_args())
-    print(jax.process_count(), jax.config.values["jax_cuda_visible_devices"], processes.gather(f"process {jax.process_index()}"))
+    gathered = processes.gather(f"process {jax.process_index()}")
+    print(jax.process_count(), jax.config.values["jax_cuda_visible_devices"], gathered)
 run_program(main)
 """
 # The same with JAX_FORCE_TPU_INIT, on what JAX takes for a TPU VM, where it does not set this variable.
@@ -35,8 +36,8 @@ TOGETHER = "['process 0', 'process 1']"
 def slurm(process: int, tasks: int, nodes: int) -> dict[str, str]:
     """The environment of a task of `srun`."""
     return {
-        "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(tasks), "SLURM_PROCID": str(process),
-        "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_NUM_NODES": str(nodes),
+        "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(tasks),
+        "SLURM_PROCID": str(process), "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_NUM_NODES": str(nodes),
     }
 
 

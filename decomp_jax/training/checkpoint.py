@@ -155,7 +155,7 @@ def _newest(folder: Path, read: Callable[[Path], Any], *, set_aside: bool = Fals
         checkpoint, damage, result = folder / name, "", None
         with agreed():
             if not checkpoint.is_dir():
-                raise UserError(f"{checkpoint}: not here, but process 0 has it; give all processes one shared --workdir")
+                raise UserError(f"{checkpoint}: process 0 has it, this one not; --workdir must be one shared folder")
             try:
                 result = _read(read, checkpoint)
             except Damage as error:

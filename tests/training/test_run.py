@@ -36,9 +36,9 @@ TINY = Config(
 )
 
 
-# Compiled by two processes at the same time.
+# Little to compile, for two processes at the same time.
 TINIEST = dataclasses.replace(
-    TINY, model=dataclasses.replace(TINY.model, widths=(4,), own_blocks=0),
+    TINY, model=dataclasses.replace(TINY.model, widths=(4, 4), own_blocks=0),
     augment=AugmentConfig(flip=0.5, rotation=0.0, scale=0.0, transplant=0.0, intensity=0.0),
 )
 

@@ -93,7 +93,8 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(two, phantom, finished):
 
 def demo(phantom: Path, workdir: Path) -> tuple[str, ...]:
     return ("train.py", "--config=configs/demo.py", f"--config.data.dir={phantom}", f"--workdir={workdir}",
-            "--config.model.widths=(4,)", "--config.model.own_blocks=0", "--config.train.eval_every=0", "--config.train.log_every=1", "--config.train.batch_size=4")
+            "--config.model.widths=(4,4)", "--config.model.own_blocks=0", "--config.train.eval_every=0",
+            "--config.train.log_every=1", "--config.train.batch_size=4")
 
 
 def test_refused_programs_end(phantom, tmp_path):
