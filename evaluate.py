@@ -7,46 +7,52 @@
     python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
     python evaluate.py compare --runs RUN1 RUN2 RUN3 --data=DATA --out=DIR
 
-RUN may be an exported MODEL everywhere. SIGTERM stops any command with exit code 143; what it had half written is removed.
+RUN may be an exported MODEL everywhere. SIGTERM stops any command with exit code 143; what it had half written is
+removed. Several processes: docs/pods.md.
 """
 
 import argparse
+import hashlib
+from pathlib import Path
 
-from decomp_jax import mesh
+import jax
+
+from decomp_jax import processes
 from decomp_jax.data.schema import SPLITS
-from decomp_jax.errors import run_program, unwind_on_signals
+from decomp_jax.errors import UserError, run_program, unwind_on_signals
+from decomp_jax.files import require_absent
 
 PATHS = ("normal", "abnormal", "both")
+# Flag -> the file that names the content of its folder, by digests.
+CONTENTS = {"data": "manifest.json", "bank": "bank.json", "queries": "bank.json", "pairs": ""}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (_add_encode, _add_search, _add_query, _add_report, _add_compare, _add_export):
-        command = add(commands)
-        command.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, for runs of several processes")
-        command.add_argument("--processes", type=int, help="number of processes")
-        command.add_argument("--process", type=int, help="index of this process")
+        processes.add_flags(add(commands))
     return parser.parse_args()
 
 
 def _add_encode(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("encode", help="write the codes of a split to a bank")
-    command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
-    command.add_argument("--data", required=True, help="a data set written by data_prep")
+    command.add_argument("--workdir", type=Path, required=True, help="the run: its newest checkpoint is used")
+    command.add_argument("--data", type=Path, required=True, help="a data set written by data_prep")
     command.add_argument("--split", required=True, choices=SPLITS)
-    command.add_argument("--out", required=True, help="the bank's directory, to be made")
+    command.add_argument("--out", type=Path, required=True, help="the bank's directory, to be made")
     return command
 
 
 def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("search", help="search the codes of one bank in another")
-    command.add_argument("--bank", required=True, help="the images searched")
-    command.add_argument("--queries", required=True, help="bank of the images asked with")
+    command.add_argument("--bank", type=Path, required=True, help="the images searched")
+    command.add_argument("--queries", type=Path, required=True, help="bank of the images asked with")
     command.add_argument("--by", required=True, choices=PATHS)
     command.add_argument("--k", type=_positive, default=10, help="hits a query (default: %(default)s)")
-    command.add_argument("--out", required=True, help="CSV to write")
-    command.add_argument("--pairs", help="CSV normal_row,abnormal_row: anatomy of one query row, lesion of another")
+    command.add_argument("--out", type=Path, required=True, help="CSV to write")
+    command.add_argument("--pairs", type=Path,
+                         help="CSV normal_row,abnormal_row: anatomy of one query row, lesion of another")
     command.add_argument("--exclude_same_patient", action="store_true", help="never return the query's own patient")
     command.add_argument("--one_per_patient", action="store_true", help="at most one hit a patient")
     return command
@@ -54,41 +60,48 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
 
 def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("query", help="search with a new scan or picture")
-    command.add_argument("--workdir", required=True, help="the run whose network made the bank")
-    command.add_argument("--bank", required=True, help="the images searched")
-    command.add_argument("--image", required=True, help="NIfTI scan or picture")
+    command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
+    command.add_argument("--bank", type=Path, required=True, help="the images searched")
+    command.add_argument("--image", type=Path, required=True, help="NIfTI scan or picture")
     command.add_argument("--slice", type=int, dest="slice_index", help="axial slice of the scan, from the feet up")
-    command.add_argument("--lesion_from", help="scan or picture whose lesion is searched with the anatomy of --image")
+    command.add_argument("--lesion_from", type=Path,
+                         help="scan or picture whose lesion is searched with the anatomy of --image")
     command.add_argument("--lesion_slice", type=int, help="axial slice of --lesion_from")
     command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
     command.add_argument("--k", type=_positive, default=5, help="hits (default: %(default)s)")
-    command.add_argument("--out", required=True, help="folder for hits.csv and sheet.png")
+    command.add_argument("--out", type=Path, required=True, help="folder for hits.csv and sheet.png")
     return command
 
 
 def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="measure retrieval and write a page of it")
-    command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
-    command.add_argument("--data", required=True, help="a data set with query and reference images")
-    command.add_argument("--out", required=True, help="folder for index.html, metrics.json, metrics.csv, figures/")
-    command.add_argument("--reference", choices=("reference", "train"), default="reference", help="the split searched")
+    command.add_argument("--workdir", type=Path, required=True, help="the run: its newest checkpoint is used")
+    command.add_argument("--data", type=Path, required=True, help="a data set with query and reference images")
+    command.add_argument("--out", type=Path, required=True,
+                         help="folder for index.html, metrics.json, metrics.csv, figures/")
+    command.add_argument("--reference", choices=("reference", "train"), default="reference",
+                         help="the split searched")
     return command
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("compare", help="one table of several runs, on validation patients")
-    command.add_argument("--runs", required=True, nargs="+", metavar="RUN", help="the others are compared with the first")
-    command.add_argument("--data", required=True, help="a data set with validation images")
-    command.add_argument("--out", required=True, help="folder for comparison.md, comparison.csv, comparison.png")
+    command.add_argument("--runs", type=Path, required=True, nargs="+", metavar="RUN",
+                         help="the others are compared with the first")
+    command.add_argument("--data", type=Path, required=True, help="a data set with validation images")
+    command.add_argument("--out", type=Path, required=True,
+                         help="folder for comparison.md, comparison.csv, comparison.png")
     return command
 
 
 def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("export", help="write the network, without its optimiser, and a model card")
-    command.add_argument("--workdir", required=True, help="the run: its newest checkpoint is used")
-    command.add_argument("--data", required=True, help="the data set it was trained on")
-    command.add_argument("--report", required=True, help="a report of it, whose numbers the model card takes")
-    command.add_argument("--out", required=True, help="directory to be made; stands for a run wherever one is read")
+    command.add_argument("--workdir", type=Path, required=True, help="the run: its newest checkpoint is used")
+    command.add_argument("--data", type=Path, required=True, help="the data set it was trained on")
+    command.add_argument("--report", type=Path, required=True,
+                         help="a report of it, whose numbers the model card takes")
+    command.add_argument("--out", type=Path, required=True,
+                         help="directory to be made; stands for a run wherever one is read")
     return command
 
 
@@ -99,11 +112,36 @@ def _positive(text: str) -> int:
     return value
 
 
+def require_same_command(command: str, args: dict[str, object]) -> None:
+    """Raises UserError if the processes were not given the same flags, data and banks, or if a bank to be made exists.
+
+    Paths may differ between processes; what they hold may not. Networks are compared when they are read.
+    """
+    with processes.agreed():
+        if command == "encode":
+            require_absent(args["out"])
+        values = {f"--{name}": value for name, value in args.items() if not isinstance(value, (Path, list))}
+        for name, file in CONTENTS.items():
+            if args.get(name) is not None:
+                values[f"the content of --{name}"] = _digest(args[name] / file)
+    processes.require_equal({"the command": command, **values})
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: not found or can't be read ({error.strerror}); name a folder that has it") from error
+
+
 def main() -> None:
-    args = vars(parse_args())
-    command = args.pop("command")
-    mesh.initialize_distributed(args.pop("coordinator"), args.pop("processes"), args.pop("process"))
+    flags = parse_args()
+    processes.join(flags)
     unwind_on_signals()  # again: among several processes JAX has taken SIGTERM, for training's sake
+    args = {name: value for name, value in vars(flags).items() if name not in processes.FLAGS}
+    command = args.pop("command")
+    if jax.process_count() > 1:
+        require_same_command(command, args)
     if command == "encode":
         from decomp_jax.inference.encode import encode_split
 
@@ -128,6 +166,7 @@ def main() -> None:
         from decomp_jax.inference.export import export_run
 
         export_run(**args)
+    processes.gather("")  # until process 0 has written all
 
 
 if __name__ == "__main__":

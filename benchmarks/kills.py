@@ -29,7 +29,7 @@ import numpy as np
 from common import write_measured
 
 from decomp_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from decomp_jax.errors import run_program
+from decomp_jax.errors import EXIT_UNFINISHED, run_program
 from decomp_jax.inference import encode
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.training import loop
@@ -108,7 +108,8 @@ def now() -> bool:
 
 
 def train(config: Config, workdir: Path) -> None:
-    loop.run(config, workdir)
+    if not loop.run(config, workdir):
+        sys.exit(EXIT_UNFINISHED)
 
 
 def write_bank(workdir: Path, data: str, out: Path) -> None:
@@ -201,7 +202,7 @@ def lane(seed: int, kills: int, config: Config, work: Path, expected: Undisturbe
             if struck := strike(life, moment[0], rng, moment[1]):
                 number, code = struck
                 count(hit[0], number)
-                allowed = (-number,) if number == signal.SIGKILL else (0, 128 + number, -number)
+                allowed = (-number,) if number == signal.SIGKILL else (0, EXIT_UNFINISHED, 128 + number, -number)
                 require(code in allowed, f"{hit[0]}: exit code {code} after {number}, see {log}")
         require(params(workdir) == expected.params, f"{workdir}: parameters of a run that nobody disturbed")
         require("damaged" not in log.read_text(), f"no damaged checkpoint, see {log}")

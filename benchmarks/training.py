@@ -44,7 +44,7 @@ from decomp_jax.training.state import create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step, update_codebooks
 from decomp_jax.types import Outputs
 
-keep_host_memory()  # as train.py does, before the devices are used; PyTorch's memory is kept, too
+keep_host_memory()  # as train.py does; PyTorch's memory is kept, too
 ON_GPU = jax.default_backend() == "gpu"
 DEVICE = "cuda" if ON_GPU else "cpu"
 CASES = ("configs/brats.py,256,240",) if ON_GPU else (

@@ -136,8 +136,8 @@ def _start(
     """One training, in a session of its own so that Ctrl-C reaches it as the signal to save."""
     workdir = args.out / training.name
     workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "train.py", f"--config={args.config}:{training.variant}", f"--workdir={workdir}",
-               f"--config.data.dir={args.data}", *training.flags, *flags]
+    command = [sys.executable, "train.py", "--distributed=off", f"--config={args.config}:{training.variant}",
+               f"--workdir={workdir}", f"--config.data.dir={args.data}", *training.flags, *flags]
     with open(workdir / "train.log", "a") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, **devices}, start_new_session=True

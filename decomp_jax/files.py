@@ -11,20 +11,23 @@ from pathlib import Path
 from decomp_jax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A file beside `path` to write to; it takes the place of `path` when the block ends well, else it is removed.
 
-    Raises UserError if the disk is full.
+    It is on the disk when the block ends, so that it survives a power cut. Raises UserError if the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         with disk_space(path):
             yield partial
+            _flush(partial)
         os.replace(partial, path)
+        _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -33,19 +36,39 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def making(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder beside `folder` to write into; it takes that name when the block ends well, else it is removed.
 
-    Raises UserError if `folder` exists, or the disk is full.
+    It and its files are on the disk when the block ends. Raises UserError if `folder` exists, or the disk is full.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; remove it or name another directory")
+    require_absent(folder)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         with disk_space(folder):
             partial.mkdir(parents=True)
             yield partial
+            for path in (*partial.rglob("*"), partial):
+                _flush(path)
             os.replace(partial, folder)
+            _flush(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_absent(folder: str | os.PathLike) -> None:
+    """Raises UserError if the folder to be made exists."""
+    if os.path.exists(folder):
+        raise UserError(f"{folder}: exists already; remove it or name another directory")
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the list of names of a folder, is on the disk; some file systems can't for folders."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    finally:
+        os.close(number)
 
 
 @contextlib.contextmanager
@@ -71,7 +94,7 @@ def in_use(folder: str | os.PathLike) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"{folder}: in use by another program; wait for its end, or take another folder") from error
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            if error.errno not in UNSUPPORTED:
                 raise
         yield
 

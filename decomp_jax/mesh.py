@@ -1,7 +1,6 @@
-"""Devices and processes: one mesh axis, "data", over all of them."""
+"""Devices: one mesh axis, "data", over all of them, and arrays split over it."""
 
 import ctypes
-import os
 import platform
 from typing import Any
 
@@ -11,52 +10,37 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from decomp_jax.errors import UserError
-
-# Set on the hosts of a TPU pod slice.
-POD_VARIABLES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+from decomp_jax.processes import one_task_a_node
 
 # Options of glibc's mallopt, from malloc.h: one arena, no mappings of their own for large blocks, never trimmed.
 KEEP_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 
 
 def keep_host_memory() -> None:
-    """From now on glibc keeps what is freed, for the next step, instead of giving it back to the kernel.
+    """With CPU devices: from now on glibc keeps what is freed for the next step, and does not return it to the kernel.
 
-    XLA allocates the buffers of a CPU program anew in every call: getting their pages from the kernel takes a quarter of
-    a training step. To be called before the devices are first used; does nothing without glibc.
+    XLA allocates the buffers of a CPU program anew in every call, and getting their pages from the kernel takes a
+    quarter of a training step. Does nothing without glibc.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if jax.default_backend() == "cpu" and platform.libc_ver()[0] == "glibc":
         for option, value in KEEP_MEMORY.values():
             ctypes.CDLL(None).mallopt(option, value)
 
 
-def initialize_distributed(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the processes of a run. Without arguments: automatic where a cluster is found (TPU pod, Slurm), else alone.
-
-    Raises UserError if only some of the three are given.
-    """
-    given = [value is not None for value in (coordinator, processes, process)]
-    if any(given) and not all(given):
-        raise UserError("--coordinator, --processes, --process: give all three, or none")
-    if all(given):
-        jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate")
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        jax.distributed.initialize(local_device_ids=_devices_of_slurm_task())
-    elif any(name in os.environ for name in POD_VARIABLES):
-        jax.distributed.initialize()
-
-
-def _devices_of_slurm_task() -> list[int] | None:
-    """All GPUs of the node for the only task there, of which JAX would take one; None: JAX's choice, a GPU a task."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible and os.environ["SLURM_STEP_NUM_TASKS"] == os.environ.get("SLURM_STEP_NUM_NODES"):
-        return list(range(len(visible.split(","))))
-    return None
-
-
 def data_mesh() -> Mesh:
-    """All devices of all processes along "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """All devices of all processes along "data", process by process: each process has adjacent rows of a batch."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def describe_devices() -> str:
+    """Their number and kind, and how the processes share them."""
+    count, processes = jax.device_count(), jax.process_count()
+    text = f"{count} x {jax.devices()[0].device_kind}"
+    if processes > 1:
+        text += f", {jax.local_device_count()} in each of {processes} processes"
+        text += " (Slurm: one task a node, which has all its GPUs)" if one_task_a_node() else ""
+    return text
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -76,6 +60,15 @@ def to_global(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def split_over(mesh: Mesh, batch: np.ndarray) -> jax.Array:
     """A batch that every process holds whole -> split over all devices."""
     return jax.make_array_from_callback(batch.shape, sharded(mesh), lambda index: batch[index])
+
+
+def place_like(like: Any, tree: Any) -> Any:
+    """A tree of NumPy arrays that every process holds whole -> arrays with the shardings of `like`."""
+
+    def place(leaf: jax.Array, value: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+    return jax.tree.map(place, like, tree)
 
 
 def to_host(tree: Any) -> Any:

@@ -1,8 +1,11 @@
 """Checks the shapes in annotations while tests run, and makes a tiny data set."""
 
+import concurrent.futures
 import contextlib
+import functools
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +32,26 @@ def start_python(*arguments: str | Path, **environment: str) -> subprocess.Popen
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def finish(*processes: subprocess.Popen) -> list[subprocess.CompletedProcess]:
+    """Waits for all at a time: one whose pipe is full would keep the others waiting."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        try:
+            outputs = list(pool.map(functools.partial(subprocess.Popen.communicate, timeout=600), processes))
+        finally:
+            for process in processes:
+                process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(processes, outputs, strict=True)
+    ]
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up: a part imports its own layer and those above it in this list.
 LAYERS = (
     ("errors", "types", "provenance"),
-    ("config", "files", "mesh"),
+    ("config", "files", "mesh", "processes"),
     ("losses", "models", "data", "retrieval"),
     ("preparation", "training"),
     ("inference",),

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 
 import jax
@@ -28,21 +29,23 @@ print(sum(faults[1:]))
     assert (int(done.stdout) < 1000) == keep
 
 
-@pytest.mark.parametrize(
-    "tasks, nodes, gpus, devices",
-    [("1", "1", "0,1", "alone"), ("4", "4", "0,1", [0, 1]), ("8", "4", "0,1", None), ("4", "4", "", None)],
-)
-def test_tasks_of_slurm(monkeypatch, tasks, nodes, gpus, devices):
-    """The only task of a node has all its GPUs; of several, each has the one that JAX gives it."""
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: joined.append(options["local_device_ids"]))
-    for name, value in (("STEP_NUM_TASKS", tasks), ("STEP_NUM_NODES", nodes)):
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    mesh.initialize_distributed(None, None, None)
-    assert joined == ([] if devices == "alone" else [devices])
+def test_rows_of_a_process_are_adjacent(monkeypatch):
+    """Whatever order JAX lists the devices in."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        id: int
+        process_index: int
+
+    devices = [Device(0, 0), Device(1, 1), Device(3, 1), Device(2, 0)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    meshes = []
+    monkeypatch.setattr(mesh, "Mesh", lambda devices, *_, **__: meshes.append(devices))
+    mesh.data_mesh()
+    assert [(device.process_index, device.id) for device in meshes[0]] == [(0, 0), (0, 2), (1, 1), (1, 3)]
 
 
-def test_half_a_cluster_is_refused():
-    with pytest.raises(mesh.UserError, match="give all three, or none"):
-        mesh.initialize_distributed("host:1", 2, None)
+def test_memory_of_accelerator_hosts_is_given_back(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(mesh.ctypes, "CDLL", None)  # not to be called
+    mesh.keep_host_memory()

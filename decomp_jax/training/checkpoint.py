@@ -1,7 +1,10 @@
 """Checkpoints: written through orbax, named by digests of their bytes, read back only when whole."""
 
 import contextlib
+import dataclasses
+import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -10,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -19,9 +22,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import FULL, no_space
+from decomp_jax.mesh import place_like
+from decomp_jax.processes import agreed, gather, require_equal
 from decomp_jax.training.state import State
 
 KEPT = 2
+META_FILE = "metadata"  # orbax's name for the file of a JSON item
 PARAMETERS, META = "parameters.npz", "meta.json"  # an exported run
 
 
@@ -29,129 +35,240 @@ def digest(tree: Any) -> str:
     """sha256 over the bytes of all leaves, in tree order."""
     total = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        total.update(np.ascontiguousarray(leaf).tobytes())
+        total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     return total.hexdigest()
 
 
 class Checkpoints:
-    """The checkpoints of a run, under WORKDIR/checkpoints; the newest `KEPT` are kept.
+    """Writes the checkpoints of a run, under WORKDIR/checkpoints; the newest `KEPT` are kept. A context.
 
-    Args:
-        writing: removes what a killed run left half-written. False to read beside a run that may be training.
+    What a killed run left half-written there is removed.
     """
 
-    def __init__(self, workdir: str | Path, *, writing: bool = False) -> None:
-        self.folder = Path(workdir).absolute() / "checkpoints"
-        with self._disk_space():
+    def __init__(self, workdir: str | Path) -> None:
+        self._folder = _folder(workdir)
+        with _disk_space(self._folder):
             self._manager = ocp.CheckpointManager(
-                self.folder,
+                self._folder,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=writing
+                    max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True
                 ),
                 item_names=("state", "meta"),
-                item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": _MetaHandler()},
             )
-        self._damaged: set[int] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with _disk_space(self._folder):
+            self._manager.close()
 
     def save(self, state: State, meta: dict[str, Any]) -> None:
-        """Copies the state from the devices and writes it while training goes on. A whole one of its step is left.
+        """Copies the state from the devices and writes it while training goes on. One of the same step is left.
 
         Raises what kept the save before this one from the disk: UserError if that is full.
         """
         step = int(state.step)
-        if step in self._manager.all_steps() and step not in self._damaged:
+        if step in self._manager.all_steps():
             return
-        host = jax.device_get(state)
-        digests = {name: digest(getattr(host, name)) for name in State.__dataclass_fields__}
-        meta = {**meta, "step": step, "digests": digests}
-        items = {
-            "state": ocp.args.StandardSave(state),
-            "meta": ocp.args.JsonSave({**meta, "digest": _meta_digest(meta)}),
-        }
-        with self._disk_space():
-            for damaged in self._damaged:
-                self._manager.delete(damaged)
-            self._damaged.clear()
+        # A copy, because the next step donates the state's buffers, of which a CPU's arrays would be views.
+        host = jax.tree.map(np.array, jax.device_get(state)) if jax.process_index() == 0 else None
+        items = {"state": ocp.args.StandardSave(state), "meta": _MetaSave({**meta, "step": step}, host)}
+        with _disk_space(self._folder):
             self._manager.save(step, args=ocp.args.Composite(**items))
-
-    def restore(self, like: State, accept: Callable[[dict[str, Any]], None]) -> State | None:
-        """The newest whole state, with the shapes and shardings of `like`; None if there are no checkpoints.
-
-        `accept` sees a checkpoint's meta before its state is read, and raises to refuse it. Raises UserError if there
-        are checkpoints, but none is whole.
-        """
-        return self._newest(lambda step, meta: (accept(meta), self._state(step, meta, like))[1])
-
-    def restore_host(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(state as a dictionary of NumPy arrays, meta) of the newest whole checkpoint; None if there are none.
-
-        Raises UserError if there are checkpoints, but none is whole.
-        """
-        return self._newest(lambda step, meta: (self._state(step, meta, None), meta))
 
     def check(self) -> None:
         """Raises what made a save fail that has ended by now: UserError if the disk is full. Waits for nothing."""
         if not self._manager.is_saving_in_progress():
-            self.wait()
+            with _disk_space(self._folder):
+                self._manager.wait_until_finished()
 
-    def wait(self) -> None:
-        """Returns when all saves are on disk. Raises as `check` does."""
-        with self._disk_space():
-            self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        with self._disk_space():
-            self._manager.close()
+class _MetaHandler(ocp.JsonCheckpointHandler):
+    """Writes meta with digests, which are taken of a copy of the state in orbax's background thread of process 0."""
 
-    @contextlib.contextmanager
-    def _disk_space(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # tensorstore has the number in its text
-            found = re.search(r"os_error_code='(\d+)'", str(error))
-            number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
-            if number in FULL:
-                raise no_space(self.folder, os.strerror(number)) from error
-            raise
+    async def async_save(self, directory: Any, item: Any = None, args: "_MetaSave | None" = None) -> list:
+        return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name="meta")]
 
-    def _newest(self, read: Callable[[int, dict[str, Any]], Any]) -> Any:
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+    async def _write(self, directory: Any, args: "_MetaSave") -> None:
+        if args.state is not None:
+            digests = {name: digest(getattr(args.state, name)) for name in State.__dataclass_fields__}
+            meta = {**args.meta, "digests": digests}
+            (directory / META_FILE).write_text(json.dumps({**meta, "digest": _meta_digest(meta)}))
+
+
+@ocp.args.register_with_handler(_MetaHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _MetaSave(ocp.args.CheckpointArgs):
+    """What is written of a checkpoint beside its state; `state` [NumPy arrays] in process 0 alone."""
+
+    meta: dict[str, Any]
+    state: State | None
+
+
+def restore_state(workdir: str | Path, like: State, accept: Callable[[dict[str, Any]], None]) -> State | None:
+    """The newest whole state of a run, with the shapes and shardings of `like`; None if there are no checkpoints.
+
+    Damaged checkpoints are renamed to N.damaged. All processes get the state of the same step.
+
+    Args:
+        accept: sees a checkpoint's meta before its state is read, and raises to refuse it.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole, or one can't be read for a reason that is no damage.
+    """
+
+    def read(folder: Path) -> State:
+        meta = _read_meta(folder)
+        accept(meta)
+        return _read_state(folder, meta, like)
+
+    state = _newest(_folder(workdir), read, set_aside=True)
+    return state if state is None else place_like(like, state)
+
+
+def restore_for_inference(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({"params", "batch_stats", "codebook_stats", ...} as NumPy arrays, meta) of a run's newest whole checkpoint, or
+    of an exported run; the same in all processes.
+
+    Raises UserError if there is none.
+    """
+    with agreed():
+        exported = _read_exported(Path(workdir)) if (Path(workdir) / PARAMETERS).is_file() else None
+        if exported is None and not _folder(workdir).is_dir():
+            raise UserError(f"{workdir}: no checkpoints here; train with `python train.py --workdir={workdir}` first")
+    restored = exported or _newest(_folder(workdir), _read_for_inference)
+    if restored is None:
+        raise UserError(f"{_folder(workdir)}: no whole checkpoint; train until the first one is written")
+    require_equal({"the network": restored[1]["digests"]["params"]})
+    return restored
+
+
+def _newest(folder: Path, read: Callable[[Path], Any], *, set_aside: bool = False) -> Any:
+    """What `read` makes of the newest checkpoint that is whole for all processes; None if there are no checkpoints.
+
+    Process 0 says which checkpoints there are, so that all try the same ones.
+    """
+    names = json.loads(gather(json.dumps(_steps(folder)))[0])
+    for name in names:
+        checkpoint, damage, result = folder / name, "", None
+        with agreed():
+            if not checkpoint.is_dir():
+                raise UserError(f"{checkpoint}: process 0 has it, this one not; --workdir must be one shared folder")
             try:
-                return read(step, self._meta(step))
-            except UserError:
-                raise
-            except Exception as error:  # damaged files surface as many kinds of error in orbax and tensorstore
-                reason = str(error).partition("\n")[0][:200]
-                logging.warning("%s/%d: damaged (%s); taking an older checkpoint", self.folder, step, reason)
-                self._damaged.add(step)
-        if steps:
-            raise UserError(f"{self.folder}: no whole checkpoint; remove the folder to start over, or copy it whole")
-        return None
+                result = _read(read, checkpoint)
+            except Damage as error:
+                damage = str(error)
+        damages = [text for text in gather(damage) if text]
+        if not damages:
+            return result
+        if jax.process_index() == 0:
+            logging.warning("%s: damaged (%s); taking an older checkpoint", checkpoint, damages[0])
+            if set_aside:
+                _set_aside(checkpoint)
+    if names:
+        raise UserError(f"{folder}: no whole checkpoint; copy one there from a backup, or take another --workdir")
+    return None
 
-    def _meta(self, step: int) -> dict[str, Any]:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        if meta.pop("digest", None) != _meta_digest(meta):
-            raise ValueError("the bytes of meta do not match their digest")
-        return meta
 
-    def _state(self, step: int, meta: dict[str, Any], like: State | None) -> Any:
-        # As NumPy arrays, whatever devices it was written by.
-        target = like
-        if like is None:
-            shapes = self._manager.item_metadata(step)["state"].tree
-            target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-        get = state.get if like is None else lambda name: getattr(state, name)
-        for name, expected in meta["digests"].items():
-            # Without `like` the optimiser's tuples come back as other containers, in another order.
-            if (like is not None or name != "opt_state") and digest(jax.device_get(get(name))) != expected:
-                raise ValueError(f"the bytes of {name} do not match their digest")
-        return state
+def _steps(folder: Path) -> list[str]:
+    """Names of the checkpoints, newest first; those being written and those set aside have other names."""
+    if not folder.is_dir():
+        return []
+    return sorted((path.name for path in folder.iterdir() if path.name.isdigit()), key=int, reverse=True)
+
+
+def _set_aside(checkpoint: Path) -> None:
+    names = (checkpoint.with_name(f"{checkpoint.name}.damaged{count or ''}") for count in itertools.count())
+    checkpoint.rename(next(name for name in names if not name.exists()))
+
+
+class Damage(Exception):
+    """Files of a checkpoint are missing, cut short or hold other bytes than were written."""
+
+
+# tensorstore's and orbax's errors for files that are missing, cut short or altered.
+DAMAGE_STATUS = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION")
+
+
+def _read(read: Callable[[Path], Any], checkpoint: Path) -> Any:
+    """Raises Damage for what is damage for sure, and UserError for other troubles of reading, which may pass."""
+    try:
+        return read(checkpoint)
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Damage(_first_line(error)) from error
+    except (OSError, MemoryError, ValueError, jax.errors.JaxRuntimeError) as error:
+        status = re.match(r"([A-Z_]+): ", str(error))
+        if isinstance(error, ValueError) and status is None:
+            raise UserError(f"{checkpoint}: not a state of this version ({_first_line(error)}); go on with the version "
+                            "that wrote it, or take another --workdir") from error
+        if status and status[1] in DAMAGE_STATUS and _system_error(error) in (None, errno.ENOENT):
+            raise Damage(_first_line(error)) from error
+        raise UserError(f"{checkpoint}: can't be read now ({_first_line(error)}); it is left as it is: mend the cause "
+                        "and give the same command again") from error
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta = json.loads((folder / "meta" / META_FILE).read_text())
+    if meta.pop("digest", None) != _meta_digest(meta):
+        raise Damage("the bytes of meta do not match their digest")
+    return meta
+
+
+def _read_state(folder: Path, meta: dict[str, Any], like: State) -> State:
+    """As NumPy arrays. Read by each process alone: none waits for another that can't."""
+    handler = ocp.StandardCheckpointHandler()
+    handler.metadata(folder / "state")  # says more clearly what is missing
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    state = handler.restore(folder / "state", args=ocp.args.StandardRestore(target))
+    _check_digests({name: getattr(state, name) for name in meta["digests"]}, meta["digests"])
+    return state
+
+
+def _read_for_inference(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State and meta; whatever optimiser the run had, and on whatever devices."""
+    meta, handler = _read_meta(folder), ocp.StandardCheckpointHandler()
+    shapes = handler.metadata(folder / "state").tree
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+    state = handler.restore(folder / "state", args=ocp.args.StandardRestore(target))
+    # The optimiser's tuples come back as other containers, in another order.
+    _check_digests(state, {name: value for name, value in meta["digests"].items() if name != "opt_state"})
+    return state, meta
+
+
+def _check_digests(state: dict[str, Any], digests: dict[str, str]) -> None:
+    for name, expected in digests.items():
+        if digest(state[name]) != expected:
+            raise Damage(f"the bytes of {name} do not match their digest")
 
 
 def _meta_digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _folder(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / "checkpoints"
+
+
+@contextlib.contextmanager
+def _disk_space(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if (number := _system_error(error)) in FULL:
+            raise no_space(folder, os.strerror(number)) from error
+        raise
+
+
+def _system_error(error: Exception) -> int | None:
+    """The operating system's number of an error, which tensorstore has in its text."""
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return error.errno if isinstance(error, OSError) else int(match[1]) if match else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _not_a_traceback_of_orbax(record: logging.LogRecord) -> bool:
@@ -160,24 +277,6 @@ def _not_a_traceback_of_orbax(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_not_a_traceback_of_orbax)
-
-
-def restore_for_inference(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"params", "batch_stats", "codebook_stats", ...} as NumPy arrays, meta) of a run's newest whole checkpoint, or
-    of an exported run.
-
-    Raises UserError if there is none.
-    """
-    if (Path(workdir) / PARAMETERS).is_file():
-        return _read_exported(Path(workdir))
-    if not (Path(workdir) / "checkpoints").is_dir():
-        raise UserError(f"{workdir}: no checkpoints here; train with `python train.py --workdir={workdir}` first")
-    checkpoints = Checkpoints(workdir)
-    found = checkpoints.restore_host()
-    checkpoints.close()
-    if found is None:
-        raise UserError(f"{workdir}/checkpoints: no whole checkpoint; train until the first one is written")
-    return found
 
 
 def write_exported(folder: str | Path, state: dict[str, Any], meta: dict[str, Any]) -> None:

@@ -1,16 +1,19 @@
-"""The run: restore, step, log, save, stop cleanly."""
+"""The run: restore, step, log, save, validate, stop cleanly."""
 
 import contextlib
+import dataclasses
 import functools
 import json
-import logging
 import signal
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -20,75 +23,128 @@ from decomp_jax.data.pipeline import train_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.files import in_use, replacing
-from decomp_jax.mesh import check_batch_size, data_mesh
+from decomp_jax.mesh import check_batch_size, data_mesh, describe_devices, place_like
 from decomp_jax.models.network import DecompositionNet
+from decomp_jax.processes import agreed, gather, require_equal
 from decomp_jax.provenance import source_commit
-from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
-from decomp_jax.training.metrics import MetricWriter, check_finite
+from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference, restore_state
+from decomp_jax.training.metrics import MetricWriter, StepLog
 from decomp_jax.training.population import with_population_statistics
 from decomp_jax.training.state import State, create_state, make_optimizer
 from decomp_jax.training.step import compile_train_step
 from decomp_jax.training.validation import Validation
 
+# Settings that may change when a run goes on.
+FREE = tuple(f"--config.train.{name}" for name in ("checkpoint_every", "log_every", "eval_every", "tensorboard"))
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def run(config: Config, workdir: str | Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same throughout a run.
+
+    Attributes:
+        dataset: the split that is trained on.
+        meta: what checkpoints and config.json say of the run: settings, data and code.
+    """
+
+    config: Config
+    workdir: Path
+    dataset: SliceDataset
+    mesh: Mesh
+    model: DecompositionNet
+    tx: optax.GradientTransformation
+    meta: dict[str, Any]
+
+    @classmethod
+    def prepare(cls, config: Config, workdir: Path) -> Self:
+        """Raises UserError for data or settings that can't be used."""
+        dataset = SliceDataset(config.data.dir, "train")
+        config = config.with_steps(int(dataset.rows["labelled"].sum()))
+        check_batch_size(config.train.batch_size)
+        meta = {
+            "config": config.to_dict(),
+            "settings": dataset.settings.to_json(),
+            "data_digest": dataset.digest,
+            "commit": source_commit(),
+        }
+        return cls(
+            config, workdir, dataset, data_mesh(), make_model(config, dataset), make_optimizer(config.train), meta
+        )
+
+    @property
+    def done(self) -> Path:
+        """The file that says that the run is done."""
+        return self.workdir / "done.json"
+
+
+def run(config: Config, workdir: str | Path) -> bool:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir` if there is one.
 
     Writes config.json, metrics.jsonl, checkpoints/ and, at the end, done.json. SIGTERM and SIGUSR1 save and return.
-    Raises UserError for data or settings that can't be used, for a `workdir` that holds another run or in which another
-    program trains, and for a disk that is full.
+    Raises UserError, in all processes, for data or settings that can't be used or that differ between processes, for a
+    `workdir` that holds another run or in which another program trains, and for a disk that is full.
+
+    Returns:
+        True if the run is done, False if a signal stopped it.
     """
     stop = StopSignal()
-    workdir = Path(workdir)
-    dataset = SliceDataset(config.data.dir, "train")
-    config = config.with_steps(int(dataset.rows["labelled"].sum()))
-    mesh = data_mesh()
-    check_batch_size(config.train.batch_size)
-    model = make_model(config, dataset)
-    meta = {
-        "config": config.to_dict(),
-        "settings": dataset.settings.to_json(),
-        "data_digest": dataset.digest,
-        "commit": source_commit(),
-    }
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    if (workdir / "done.json").exists():
-        _refuse_other_run(meta, json.loads((workdir / "config.json").read_text()))
-        print(f"{workdir}: done already", file=sys.stderr)
-        return
-    with in_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        _run(config, workdir, dataset, mesh, model, meta, stop)
+    with contextlib.ExitStack() as lock:
+        with agreed():
+            run = Run.prepare(config, Path(workdir))
+            done = _check_folder(run)
+            if not done and jax.process_index() == 0:
+                lock.enter_context(in_use(run.workdir))
+        _require_same_run(run)
+        if gather(str(done))[0] == str(True):
+            _print(f"{workdir}: done already")
+            return True
+        if jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", str(run.workdir.absolute() / "compiled"))
+        state = start_state(run)
+        _print(_start_line(run, int(state.step)))
+        state = _train(run, state, stop)
+        if state is None:
+            return False
+        _write_json(run.done, {"steps": run.config.train.steps, "params_sha256": digest(jax.device_get(state.params))})
+        return True
 
 
-def _run(
-    config: Config,
-    workdir: Path,
-    dataset: SliceDataset,
-    mesh: Mesh,
-    model: DecompositionNet,
-    meta: dict[str, Any],
-    stop: "StopSignal",
-) -> None:
-    checkpoints = Checkpoints(workdir, writing=True)
-    state = start_state(config, model, mesh, checkpoints, meta)
+def _check_folder(run: Run) -> bool:
+    """Makes the folder -> whether the run is done already. Raises UserError if that is another run."""
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    if not run.done.exists():
+        return False
+    _refuse_other_run(run.meta, json.loads((run.workdir / "config.json").read_text()))
+    return True
+
+
+def _require_same_run(run: Run) -> None:
+    """Raises UserError if a process has other settings, data or code. Where its data are may differ."""
+    require_equal({
+        **_settings(run.meta), "the content of --config.data.dir": run.dataset.digest, "the code's commit": run.meta["commit"]
+    })
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
     if jax.process_index() == 0:
-        with replacing(workdir / "config.json") as file:
-            file.write_text(json.dumps(meta, indent=1))
-    writer = MetricWriter(workdir, int(state.step), tensorboard=config.train.tensorboard)
-    validation = Validation.of(config, model, mesh)
-    try:
-        state = _train(config, model, mesh, dataset, state, checkpoints, writer, validation, meta, stop)
-    finally:
-        checkpoints.close()
-        writer.close()
-    if int(state.step) == config.train.steps and jax.process_index() == 0:
-        done = {"steps": config.train.steps, "params_sha256": digest(jax.device_get(state.params))}
-        with replacing(workdir / "done.json") as file:
-            file.write_text(json.dumps(done) + "\n")
+        with replacing(path) as file:
+            file.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def _print(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr)
+
+
+def _start_line(run: Run, step: int) -> str:
+    train, devices = run.config.train, run.mesh.size
+    epoch = np.count_nonzero(run.dataset.rows["labelled"]) / train.batch_size
+    return (
+        f"train: {describe_devices()}; batch {train.batch_size}, {train.batch_size // devices} a device; "
+        f"{train.steps} steps, {epoch:.1f} an epoch, {train.steps / epoch:.1f} epochs; "
+        + (f"resumed at step {step}" if step else "a new run")
+    )
 
 
 def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
@@ -111,170 +167,155 @@ def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
     return DecompositionNet(config.model, size=size, channels=channels, lesion_classes=classes)
 
 
-def start_state(
-    config: Config, model: DecompositionNet, mesh: Mesh, checkpoints: Checkpoints, meta: dict[str, Any]
-) -> State:
+def start_state(run: Run) -> State:
     """The newest whole state of this run; for a new run a fresh one, or one with the parameters of `init_from`."""
-    state = create_state(config, model, make_optimizer(config.train), mesh)
-    restored = checkpoints.restore(state, functools.partial(_refuse_other_run, meta))
+    state = create_state(run.config, run.model, run.tx, run.mesh)
+    restored = restore_state(run.workdir, state, functools.partial(_refuse_other_run, run.meta))
     if restored is not None:
-        logging.info("resuming at step %d", int(restored.step))
         return restored
-    if config.train.init_from:
-        return _with_parameters_of(config.train.init_from, state)
+    if run.config.train.init_from:
+        return _with_parameters_of(run.config.train.init_from, state)
     return state
 
 
-def _refuse_other_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    if ours["data_digest"] != theirs["data_digest"]:
+def _refuse_other_run(meta: dict[str, Any], started: dict[str, Any]) -> None:
+    """Raises UserError if the meta of a run, `started`, is not that of this command."""
+    if meta["data_digest"] != started["data_digest"]:
         raise UserError(
-            f"--config.data.dir={ours['config']['data']['dir']}: not the data this run was trained on; "
+            f"--config.data.dir={meta['config']['data']['dir']}: not the data this run was trained on; "
             "take another --workdir"
         )
-    started = Config.from_dict(theirs["config"]).to_dict()  # settings that are younger than the run have their defaults
-    for part in ("model", "objective", "augment", "train"):
-        for name, value in ours["config"][part].items():
-            before = started[part][name]
-            free = name in ("checkpoint_every", "log_every", "eval_every", "tensorboard")
-            if not free and value != before:
-                raise UserError(
-                    f"--config.{part}.{name}={value}: this run was started with {before}; take another --workdir"
-                )
+    # Settings that are younger than the run have their defaults.
+    before = _settings({"config": Config.from_dict(started["config"]).to_dict()})
+    for name, value in _settings(meta).items():
+        if name not in FREE and value != before[name]:
+            raise UserError(f"{name}={value}: this run was started with {before[name]}; take another --workdir")
+
+
+def _settings(meta: dict[str, Any]) -> dict[str, Any]:
+    """Flag and value of all settings but where and how the data are read."""
+    sections = {name: fields for name, fields in meta["config"].items() if name != "data"}
+    return {f"--config.{name}": value for name, value in flatten_dict(sections, sep=".").items()}
 
 
 def _with_parameters_of(workdir: str, state: State) -> State:
     """`state` with the parameters, statistics and codebooks of another run; its optimiser starts afresh."""
-    theirs, _ = restore_for_inference(workdir)
+    trained, _ = restore_for_inference(workdir)
     placed = {}
     for name in ("params", "batch_stats", "codebook_stats"):
-        ours, structure = jax.tree.flatten(getattr(state, name))
-        values = jax.tree.leaves(theirs[name])
-        if [value.shape for value in values] != [leaf.shape for leaf in ours]:
+        fresh, leaves = getattr(state, name), jax.tree.leaves(trained[name])
+        if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(fresh)]:
             raise UserError(
                 f"--config.train.init_from={workdir}: its network has another shape; use the same config.model and "
                 "data of as many classes and channels"
             )
-        leaves = [jax.device_put(value, leaf.sharding) for value, leaf in zip(values, ours, strict=True)]
-        placed[name] = jax.tree.unflatten(structure, leaves)
+        placed[name] = place_like(fresh, jax.tree.unflatten(jax.tree.structure(fresh), leaves))
     return state.replace(**placed)
 
 
-def _train(
-    config: Config,
-    model: DecompositionNet,
-    mesh: Mesh,
-    dataset: SliceDataset,
-    state: State,
-    checkpoints: Checkpoints,
-    writer: MetricWriter,
-    validation: Validation | None,
-    meta: dict[str, Any],
-    stop: "StopSignal",
-) -> State:
-    train = config.train
-    step = int(state.step)
-    train_step = compile_train_step(model, make_optimizer(train), config, mesh)
+def _train(run: Run, state: State, stop: "StopSignal") -> State | None:
+    """Steps, and after each what is due: a line, a checkpoint, a validation. -> the last state; None if stopped."""
+    train, step = run.config.train, int(state.step)
+    train_step = compile_train_step(run.model, run.tx, run.config, run.mesh)
     batches = train_batches(
-        dataset, config.data, mesh, batch_size=train.batch_size, seed=train.seed, start_step=step
+        run.dataset, run.config.data, run.mesh, batch_size=train.batch_size, seed=train.seed, start_step=step
     )
-    settled = functools.partial(
-        with_population_statistics, dataset=dataset, model=model, mesh=mesh, batch_size=train.batch_size,
-        images=train.population_images,
-    )
-    log = StepLog()
-    bar = tqdm(total=train.steps, initial=step, unit="step", desc="train", disable=jax.process_index() > 0)
-    with bar:
-        while step < train.steps and not stop.requested(step):
-            waiting = time.perf_counter()
-            batch = next(batches)
-            log.waited(time.perf_counter() - waiting)
-            state, metrics = train_step(state, batch)
-            step += 1
-            log.add(step, metrics)
-            checkpoints.check()
-            bar.update()
-            last = step == train.steps
-            evaluate = validation and (step % train.eval_every == 0 or last)
-            if last:
-                state = settled(state)
-            if step % train.log_every == 0 or evaluate or last:
-                line = log.take(train.batch_size)
-                bar.set_postfix(loss=f"{line['train/loss/total']:.3f}")
-                if evaluate:
-                    evaluated = state if last else settled(state)
-                    line |= validation(evaluated)
-                    if train.tensorboard:
-                        writer.write_images(step, validation.panels(evaluated))
-                writer.write(step, line)
+    with agreed():
+        _write_json(run.workdir / "config.json", run.meta)
+        writer = MetricWriter(run.workdir, step, tensorboard=train.tensorboard)
+    with (
+        Checkpoints(run.workdir) as checkpoints,
+        writer,
+        tqdm(total=train.steps, initial=step, unit="step", desc="train", disable=jax.process_index() > 0) as bar,
+    ):
+        log, evaluation = StepLog(), Evaluation(run, writer, stop.check)
+        try:
+            if evaluation.due(step):
+                evaluation(_settled(run, state, stop.check))  # what a stop or a kill may have cut short
                 log.restart_clock()
-            if step % train.checkpoint_every == 0 or last:
-                log.check()
-                checkpoints.save(state, meta)
-        if step < train.steps:
+            while step < train.steps:
+                stop.check()
+                state, metrics = train_step(state, log.next(batches))
+                step += 1
+                log.add(step, metrics)
+                checkpoints.check()
+                bar.update()
+                logs = step % train.log_every == 0 or evaluation.due(step) or step == train.steps
+                if logs:
+                    writer.write(step, line := log.take(train.batch_size))
+                    bar.set_postfix(loss=f"{line['train/loss/total']:.3f}")
+                if step % train.checkpoint_every == 0 and step < train.steps:
+                    log.check()
+                    checkpoints.save(state, run.meta)
+                if evaluation.due(step):
+                    evaluation(_settled(run, state, stop.check))
+                if logs:
+                    log.restart_clock()
+            state = _settled(run, state)
+            checkpoints.save(state, run.meta)
+            evaluation(state)
+        except Stopped:
             log.check()
-            checkpoints.save(state, meta)
-            print(f"stopped by a signal at step {step}; the same command goes on from here", file=sys.stderr)
+            checkpoints.save(state, run.meta)
+            _print(f"stopped by a signal at step {step}; the same command goes on from here")
+            return None
     return state
 
 
-class StepLog:
-    """Metrics stay on the device until a step is logged, so that nothing waits for them."""
+def _settled(run: Run, state: State, check: Callable[[], None] = lambda: None) -> State:
+    """`state` with the statistics of whole training images; `check` may raise between batches."""
+    return with_population_statistics(
+        state, run.dataset, model=run.model, mesh=run.mesh, batch_size=run.config.train.batch_size,
+        images=run.config.train.population_images, check=check,
+    )
 
-    def __init__(self) -> None:
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._data_wait = 0.0
-        self._steps = 0
-        self._since = time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
-        self._data_wait += seconds
+class Evaluation:
+    """Validation in the midst of a run and at its end; its values join the line of their step."""
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Waits for the step before the last, so that the host is ahead of the devices by one step and no more."""
-        jax.block_until_ready(self._pending[-1:])
-        self._pending.append((step, metrics))
-        self._steps += 1
+    def __init__(self, run: Run, writer: MetricWriter, check: Callable[[], None]) -> None:
+        self._train, self._writer = run.config.train, writer
+        self._validation = Validation.of(run.config, run.model, run.mesh, check)
 
-    def check(self) -> dict[str, float]:
-        """Fetches what is pending. Raises NotFinite at the first step that has a term which is no number."""
-        values: dict[str, float] = {}
-        for step, metrics in jax.device_get(self._pending):
-            values = {name: float(value) for name, value in metrics.items()}
-            check_finite(step, values)
-        self._pending = self._pending[-1:]
-        return values
+    def due(self, step: int) -> bool:
+        """After a step before the last."""
+        return self._validation is not None and 0 < step < self._train.steps and step % self._train.eval_every == 0
 
-    def take(self, batch_size: int) -> dict[str, float]:
-        """The newest step's metrics, and the times since the clock was restarted."""
-        values = self.check()
-        seconds = (time.perf_counter() - self._since) / max(self._steps, 1)
-        self._pending = []
-        return {f"train/{name}": value for name, value in values.items()} | {
-            "time/step_seconds": seconds,
-            "time/data_wait_seconds": self._data_wait / max(self._steps, 1),
-            "time/images_per_second": batch_size / seconds,
-        }
+    def __call__(self, state: State) -> None:
+        if self._validation is None:
+            return
+        step = int(state.step)
+        self._writer.write(step, self._validation(state))
+        if self._train.tensorboard:
+            self._writer.write_images(step, self._validation.panels(state))
 
-    def restart_clock(self) -> None:
-        self._steps, self._data_wait, self._since = 0, 0.0, time.perf_counter()
+
+class Stopped(Exception):
+    """A signal asked the run to stop."""
 
 
 class StopSignal:
     """Whether SIGTERM or SIGUSR1 asked the run to stop; a second signal ends the process at once.
 
-    Several processes must stop at the same step: JAX's preemption service, which has SIGTERM then, agrees on it.
+    Several processes must stop at the same place: JAX's preemption service, which has SIGTERM then, agrees on the
+    number of a check. All processes check equally often.
     """
 
     def __init__(self) -> None:
         self._signalled = False
+        self._checks = 0
         if jax.process_count() == 1:
             for number in STOP_SIGNALS:
                 signal.signal(number, self._on_signal)
 
-    def requested(self, step: int) -> bool:
-        if jax.process_count() > 1 and not self._signalled and multihost_utils.reached_preemption_sync_point(step):
-            self._on_signal()
-        return self._signalled
+    def check(self) -> None:
+        """Raises Stopped if a signal came."""
+        self._checks += 1
+        if jax.process_count() > 1 and not self._signalled:
+            if multihost_utils.reached_preemption_sync_point(self._checks):
+                self._on_signal()
+        if self._signalled:
+            raise Stopped
 
     def _on_signal(self, *_: Any) -> None:
         self._signalled = True

@@ -1,6 +1,7 @@
 """Statistics of batch normalisation for images as they are."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,24 +17,27 @@ from decomp_jax.training.state import State
 
 
 def with_population_statistics(
-    state: State, dataset: SliceDataset, *, model: DecompositionNet, mesh: Mesh, batch_size: int, images: int
+    state: State, dataset: SliceDataset, *, model: DecompositionNet, mesh: Mesh, batch_size: int, images: int,
+    check: Callable[[], None] = lambda: None,
 ) -> State:
     """`state` with the statistics of the training slices, as the mean over batches of up to `images` of them.
 
     With 0 images the moving averages of training stay.
 
     The moving averages of training are those of augmented images, which resampling has smoothed and lesions are pasted
-    into; with them the network finds lesions that are not there. ("Precise" statistics: Wu and Johnson 2021.)
+    into; with them the network finds lesions that are not there. ("Precise" statistics: Wu and Johnson 2021.) `check`
+    is called before each batch and may raise.
     """
     if not images:
         return state
     labelled = np.random.default_rng(0).permutation(np.flatnonzero(dataset.rows["labelled"]))
     rows = labelled[: max(min(images, len(labelled)) // batch_size, 1) * batch_size]
-    found = [
-        _batch_statistics(state.params, state.batch_stats, split_over(mesh, batch["image"]), model=model)
-        for batch, _ in split_batches(dataset, ("image",), batch_size, rows)
-    ]
-    return state.replace(batch_stats=jax.tree.map(lambda *values: sum(values) / len(values), *found))
+    statistics = []
+    for batch, _ in split_batches(dataset, ("image",), batch_size, rows):
+        check()
+        placed = split_over(mesh, batch["image"])
+        statistics.append(_batch_statistics(state.params, state.batch_stats, placed, model=model))
+    return state.replace(batch_stats=jax.tree.map(lambda *values: sum(values) / len(values), *statistics))
 
 
 @functools.partial(jax.jit, static_argnames="model")

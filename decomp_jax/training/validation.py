@@ -27,14 +27,16 @@ QUERY_BLOCK = 256
 
 
 class Validation:
-    """Called with a state, returns metrics by name.
+    """Called with a state, returns metrics by name; `check` is called before each batch and may raise.
 
     Retrieval is leave-one-patient-out among the validation slices: the mean Dice (over classes, then queries) of the
     `HITS` nearest slices of other patients, for lesions by the abnormal code and for anatomy by the normal code.
     """
 
-    def __init__(self, config: Config, model: DecompositionNet, mesh: Mesh, dataset: SliceDataset) -> None:
-        self._dataset, self._model, self._mesh = dataset, model, mesh
+    def __init__(
+        self, config: Config, model: DecompositionNet, mesh: Mesh, dataset: SliceDataset, check: Callable[[], None]
+    ) -> None:
+        self._dataset, self._model, self._mesh, self._check = dataset, model, mesh, check
         self._labelled = np.flatnonzero(dataset.rows["labelled"])
         self._batch_size = min(config.train.batch_size, -(-len(self._labelled) // mesh.size) * mesh.size)
         self._targets = {"abnormal": ("label", len(dataset.settings.lesion_classes))}
@@ -44,12 +46,14 @@ class Validation:
         self._paint = jax.jit(functools.partial(_paint, model=model))
 
     @classmethod
-    def of(cls, config: Config, model: DecompositionNet, mesh: Mesh) -> Self | None:
+    def of(
+        cls, config: Config, model: DecompositionNet, mesh: Mesh, check: Callable[[], None] = lambda: None
+    ) -> Self | None:
         """None if the configuration asks for none or the data set has no labelled validation slice."""
         if not config.train.eval_every or "validation" not in read_manifest(config.data.dir)["splits"]:
             return None
         dataset = SliceDataset(config.data.dir, "validation")
-        return cls(config, model, mesh, dataset) if dataset.rows["labelled"].any() else None
+        return cls(config, model, mesh, dataset, check) if dataset.rows["labelled"].any() else None
 
     def __call__(self, state: State) -> dict[str, float]:
         passes, kept, counts = [], [], 0
@@ -82,6 +86,7 @@ class Validation:
         """Padded batches {image, label, anatomy} of the rows, how many rows of each are valid, what `function` gives."""
         fields = ("image", *(name for name, _ in self._targets.values()))
         for batch, valid in split_batches(self._dataset, fields, self._batch_size, rows):
+            self._check()
             placed = {name: split_over(self._mesh, batch[name]) for name in ("image", "label")}
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             yield batch, valid, to_host(function(variables, placed))

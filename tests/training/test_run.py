@@ -1,13 +1,13 @@
 """Whole runs of a tiny model: done, resumed, interrupted, refused."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -19,17 +19,14 @@ import pytest
 
 from decomp_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from decomp_jax.data.records import SliceDataset
-from decomp_jax.errors import UserError
-from decomp_jax.inference.encode import encode_split
-from decomp_jax.inference.search import search_banks
+from decomp_jax.errors import EXIT_UNFINISHED, UserError
 from decomp_jax.mesh import data_mesh
 from decomp_jax.models.network import DecompositionNet
-from decomp_jax.retrieval import CodeBank
-from decomp_jax.training import loop, population
+from decomp_jax.training import checkpoint, loop, population, validation
 from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, NotFinite, check_finite
 from decomp_jax.training.state import create_state, make_optimizer
-from tests.conftest import full_disk, run_python, start_python
+from tests.conftest import finish, full_disk, run_python, start_python
 
 TINY = Config(
     model=ModelConfig(widths=(4, 8), code_dim=4, codebook_size=8, own_blocks=1, spade_width=4, dtype="float32"),
@@ -39,9 +36,16 @@ TINY = Config(
 )
 
 
-def config_for(phantom: Path, **train) -> Config:
+# Little to compile, for two processes at the same time.
+TINIEST = dataclasses.replace(
+    TINY, model=dataclasses.replace(TINY.model, widths=(4, 4), own_blocks=0),
+    augment=AugmentConfig(flip=0.5, rotation=0.0, scale=0.0, transplant=0.0, intensity=0.0),
+)
+
+
+def config_for(phantom: Path, base: Config = TINY, **train) -> Config:
     return dataclasses.replace(
-        TINY, data=DataConfig(str(phantom), read_threads=2), train=dataclasses.replace(TINY.train, **train)
+        base, data=DataConfig(str(phantom), read_threads=2), train=dataclasses.replace(base.train, **train)
     )
 
 
@@ -109,6 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over(phantom, finished, tmp_path, caplog
     (tmp_path / "run" / "done.json").unlink()
     loop.run(config_for(phantom, eval_every=8), tmp_path / "run")
     assert "8: damaged" in caplog.text and "older checkpoint" in caplog.text
+    assert (tmp_path / "run" / "checkpoints" / "8.damaged").is_dir()
     assert done(tmp_path / "run") == done(finished)
     assert restore_for_inference(tmp_path / "run")[1]["step"] == 8
 
@@ -136,18 +141,59 @@ def without_optimiser(state: dict) -> dict:
 
 def states(workdir: Path) -> dict[int, dict]:
     """The states of both checkpoints of a run."""
-    checkpoints = Checkpoints(workdir)
-    found = {step: without_optimiser(checkpoints._state(step, checkpoints._meta(step), None)) for step in (4, 8)}
-    checkpoints.close()
-    return found
+    folder = workdir / "checkpoints"
+    return {step: without_optimiser(checkpoint._read_for_inference(folder / str(step))[0]) for step in (4, 8)}
 
 
 def test_a_run_without_a_whole_checkpoint_does_not_start_over(phantom, finished, tmp_path):
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").glob("*/meta/metadata"):
         damage(path, "flip")
-    with pytest.raises(UserError, match="checkpoints: no whole checkpoint; remove the folder"):
+    with pytest.raises(UserError, match="checkpoints: no whole checkpoint; copy one"):
         loop.run(config_for(phantom, eval_every=8), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4.damaged", "8.damaged"]
+
+
+@pytest.mark.parametrize("error, says", [
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "can't be read now .RESOURCE_EXHAUSTED"),
+    (OSError(errno.ESTALE, "Stale file handle"), "can't be read now .*Stale file handle"),
+    (PermissionError(errno.EACCES, "Permission denied"), "can't be read now .*Permission denied"),
+    (ValueError("FAILED_PRECONDITION: Error reading [os_error_code='116']"), "can't be read now"),
+    (ValueError("tree structures do not match"), "not a state of this version"),
+])
+def test_what_is_no_damage_costs_no_checkpoint(phantom, finished, tmp_path, monkeypatch, error, says):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "done.json").unlink()
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointHandler, "restore", fail)
+    with pytest.raises(UserError, match=f"8: {says}"):
+        loop.run(config_for(phantom, eval_every=8), tmp_path / "run")
+    monkeypatch.undo()
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}
+    assert restore_for_inference(tmp_path / "run")[1]["step"] == 8
+
+
+@pytest.mark.parametrize("where", [population, validation])
+def test_sigterm_in_a_validation_costs_nothing(phantom, finished, tmp_path, monkeypatch, where):
+    """In the statistics pass and in the validation itself: the step is saved, and the validation made again."""
+    split_batches = where.split_batches
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from split_batches(*arguments)
+
+    monkeypatch.setattr(where, "split_batches", interrupted)
+    config = config_for(phantom, eval_every=4, checkpoint_every=100)
+    assert not loop.run(config, tmp_path)
+    monkeypatch.undo()
+    assert restore_for_inference(tmp_path)[1]["step"] == 4
+    assert loop.run(config, tmp_path) and done(tmp_path) == done(finished)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert {"train/loss/total", "val/loss/total"} <= set(lines[1])
 
 
 def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(phantom, finished, tmp_path, monkeypatch):
@@ -171,16 +217,15 @@ def test_a_full_disk_is_told_in_a_line_and_costs_no_checkpoint(phantom, finished
 
 
 def test_a_failed_save_is_raised_by_the_next_check(finished, tmp_path):
-    checkpoints, whole = Checkpoints(finished), Checkpoints(tmp_path, writing=True)
+    checkpoints = Checkpoints(tmp_path)
     like = create_state(TINY, DecompositionNet(TINY.model, size=64, channels=1, lesion_classes=3),
                         make_optimizer(TINY.train), data_mesh())
     with full_disk(64):
-        whole.save(like, {})
+        checkpoints.save(like, {})
         with pytest.raises(UserError, match="File too large"):
             while True:
-                whole.check()
+                checkpoints.check()
                 time.sleep(0.01)
-    checkpoints.close()
 
 
 def test_a_full_disk_keeps_the_lines_written(tmp_path):
@@ -189,8 +234,8 @@ def test_a_full_disk_keeps_the_lines_written(tmp_path):
         for step in range(10):
             writer.write(step, {"loss": 0.5})
     with pytest.raises(UserError), full_disk(100):
-        writer.close()
-    MetricWriter(tmp_path, 9).close()
+        writer.__exit__()
+    MetricWriter(tmp_path, 9).__exit__()
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(len(steps))) and steps
 
@@ -208,7 +253,7 @@ def slow(self, step, metrics):
     if step == 5:
         sys.stdin.readline()
 loop.StepLog.add = slow
-run_program(lambda: loop.run(config_for(Path(sys.argv[1]), checkpoint_every=100), sys.argv[2]))
+run_program(lambda: sys.exit(0 if loop.run(config_for(Path(sys.argv[1]), checkpoint_every=100), sys.argv[2]) else 75))
 """
 
 
@@ -227,7 +272,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(phantom, finished, tmp_path)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     _, errors = process.communicate("go on\n", timeout=200)
-    assert process.returncode == 0, errors
+    assert process.returncode == EXIT_UNFINISHED, errors
     assert "stopped by a signal at step 5" in errors and not (tmp_path / "done.json").exists()
     loop.run(config_for(phantom, checkpoint_every=100), tmp_path)
     assert done(tmp_path) == done(finished)
@@ -317,35 +362,16 @@ def test_population_statistics_are_what_moving_averages_come_to(phantom, finishe
 JOB = """
 import sys
 from pathlib import Path
-import jax
-from jax.experimental import multihost_utils
-from decomp_jax.inference.encode import encode_split
-from decomp_jax.inference.search import search_banks
-from decomp_jax.mesh import initialize_distributed
 from decomp_jax.training import loop
 from tests.training.test_run import config_for
-phantom, workdir, trained, out, *job = sys.argv[1:]
-if job:
-    initialize_distributed(job[0], int(job[1]), int(job[2]))
-loop.run(config_for(Path(phantom), eval_every=8), workdir)
-if trained:
-    for split in ("query", "reference"):
-        encode_split(trained, phantom, split, f"{out}/{split}")
-    multihost_utils.sync_global_devices("banks")
-    search_banks(f"{out}/reference", f"{out}/query", by="both", k=5, out=f"{out}/hits.csv", pairs=None,
-                 exclude_same_patient=False, one_per_patient=False)
+loop.run(config_for(Path(sys.argv[1]), eval_every=8), sys.argv[2])
 """
 
 
-def start_job(devices: int, *arguments: object) -> subprocess.Popen:
-    return start_python("-c", JOB, *arguments, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
-
-
-def wait(*processes: subprocess.Popen) -> None:
-    """All at a time: one whose pipe is full would keep the others waiting."""
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for process, (_, errors) in zip(processes, pool.map(subprocess.Popen.communicate, processes)):
-            assert process.returncode == 0, errors
+def train_on(devices: int, phantom: Path, workdir: Path) -> None:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    [ended] = finish(start_python("-c", JOB, phantom, workdir, XLA_FLAGS=flags))
+    assert ended.returncode == 0, ended.stderr
 
 
 def assert_same_run(workdir: Path, expected: Path) -> None:
@@ -367,7 +393,7 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
 def by_eight(phantom, tmp_path_factory):
     """The run of eight devices."""
     workdir = tmp_path_factory.mktemp("runs") / "eight"
-    wait(start_job(8, phantom, workdir, "", ""))
+    train_on(8, phantom, workdir)
     return workdir
 
 
@@ -380,55 +406,8 @@ def test_a_checkpoint_of_eight_devices_is_read_by_fewer(phantom, finished, by_ei
     run = shutil.copytree(by_eight, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "8")
     (run / "done.json").unlink()
-    wait(start_job(devices, phantom, run, "", ""))
+    train_on(devices, phantom, run)
     assert_same_run(run, finished)
-
-
-def free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
-
-
-@pytest.mark.long  # and of use on an idle machine alone: gloo gives up when a process waits 30 s for the other
-def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(phantom, tmp_path):
-    """As a cluster does that takes back one host."""
-    config = ("--config=configs/demo.py", f"--config.data.dir={phantom}", f"--workdir={tmp_path}",
-              "--config.model.widths=(4,8)", "--config.train.log_every=1", "--config.train.batch_size=4")
-    job = (f"--coordinator={free_address()}", "--processes=2")
-    processes = [start_python("train.py", *config, *job, f"--process={process}") for process in range(2)]
-    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
-        assert all(process.poll() is None for process in processes), [process.stderr.read() for process in processes]
-        time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
-    told = [process.communicate(timeout=200)[1].rpartition("stopped by a signal at step ") for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    steps = {int(after.partition(";")[0]) for _, _, after in told}
-    assert steps == {restore_for_inference(tmp_path)[1]["step"]}
-
-
-@pytest.mark.long  # idle, too
-def test_two_processes_equal_one(phantom, finished, by_eight, tmp_path):
-    """Two processes of two devices each train, and encode and search with the run of eight, as one device does."""
-    coordinator = free_address()
-    two = tmp_path / "two"
-    wait(*(start_job(2, phantom, two, by_eight, tmp_path, coordinator, 2, process) for process in range(2)))
-    assert_same_run(two, finished)
-
-    for split in ("query", "reference"):
-        encode_split(by_eight, phantom, split, tmp_path / "one" / split)
-        ours, theirs = (CodeBank.load(folder / split, verify=True) for folder in (tmp_path, tmp_path / "one"))
-        for name in ("normal_indices", "abnormal_indices", "normal_codebook", "abnormal_codebook", "rows"):
-            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
-    search_banks(tmp_path / "one" / "reference", tmp_path / "one" / "query", by="both", k=5, out=tmp_path / "one.csv",
-                 pairs=None, exclude_same_patient=False, one_per_patient=False)
-    assert (tmp_path / "hits.csv").read_text() == (tmp_path / "one.csv").read_text()
-
-    # One process goes on from the middle of the run of two.
-    shutil.rmtree(two / "checkpoints" / "8")
-    (two / "done.json").unlink()
-    loop.run(config_for(phantom, eval_every=8), two)
-    assert_same_run(two, finished)
 
 
 def test_missing_data_is_the_users_mistake(tmp_path):
@@ -437,10 +416,9 @@ def test_missing_data_is_the_users_mistake(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: /nowhere/manifest.json: not found")
 
 
-def test_checkpoints_keep_the_newest(finished):
-    checkpoints = Checkpoints(finished)
-    assert checkpoints.restore_host()[1]["step"] == 8
-    checkpoints.close()
+def test_the_newest_checkpoints_are_kept(finished):
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["4", "8"]
+    assert restore_for_inference(finished)[1]["step"] == 8
 
 
 def test_augmentation_can_be_switched_off(phantom, tmp_path):
