@@ -1,5 +1,4 @@
 import flax.linen as nn
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np

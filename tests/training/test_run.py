@@ -342,9 +342,10 @@ def test_population_statistics_are_what_moving_averages_come_to(phantom, finishe
     model = loop.make_model(config, dataset)
     state = create_state(config, model, make_optimizer(config.train), data_mesh())
     seen = []
-    monkeypatch.setattr(population, "IMAGES", 32)
     monkeypatch.setattr(population, "split_over", lambda mesh, image: seen.append(image) or jnp.asarray(image))
-    settled = population.with_population_statistics(state, dataset, model=model, mesh=data_mesh(), batch_size=32)
+    settled = population.with_population_statistics(
+        state, dataset, model=model, mesh=data_mesh(), batch_size=32, images=32
+    )
 
     @jax.jit
     def move(batch_stats):
