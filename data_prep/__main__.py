@@ -87,6 +87,7 @@ def make_images(flags: argparse.Namespace) -> None:
         ),
         workers=flags.workers,
         on_error=flags.on_error,
+        columns=images.column_types(pictures),
         source={
             **split_source(flags),
             "table": flags.table.name,
@@ -134,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     real.add_argument("--size", type=positive, default=256, metavar="PIXELS", help="side of the images (default: 256)")
     real.add_argument("--splits", type=Path, metavar="FILE.csv",
                       help="columns patient_id,split (train, validation, query, reference); default: by a seeded hash")
-    real.add_argument("--on-error", choices=("stop", "skip"), default="stop",
+    real.add_argument("--on_error", "--on-error", choices=("stop", "skip"), default="stop",
                       help="skip: finish without the patients that can't be used; manifest.json lists them")
 
     top = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)

@@ -36,16 +36,21 @@ def making(folder: str | os.PathLike) -> Iterator[Path]:
     Raises UserError if `folder` exists, or the disk is full.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; remove it or name another directory")
+    _refuse_existing(folder)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         with disk_space(folder):
             partial.mkdir(parents=True)
             yield partial
+            _refuse_existing(folder)  # another program may have made it meanwhile
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; remove it or name another directory")
 
 
 @contextlib.contextmanager
