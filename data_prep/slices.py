@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 
 from data_prep.shards import RecordFormat, ShardWriter, write_metadata
 from data_prep.workers import map_in_order
-from decomp_jax.data.schema import FORMAT_VERSION, SPLITS, Settings, row_dtype
+from decomp_jax.data.schema import FORMAT_VERSION, SPLITS, Settings, content_digest, row_dtype
 from decomp_jax.errors import UserError
 from decomp_jax.files import making
 
@@ -185,16 +185,15 @@ def _write_manifest(
         with writer.rows.open("rb") as file:
             files[writer.rows.name] = hashlib.file_digest(file, "sha256").hexdigest()
         files |= {f"slices/{name}": checksum for name, checksum in writer.shards.checksums.items()}
-    content = {"settings": settings.to_json(), "record": record.layout(), "files": files}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+    content = {
         "patients": sum(writer.patients for writer in written.values()),
         "slices": sum(writer.slices for writer in written.values()),
         "splits": {
             split: {"patients": writer.patients, "slices": writer.slices} for split, writer in written.items()
         },
-        **content,
-        **more,
+        "settings": settings.to_json(),
+        "record": record.layout(),
+        "files": files,
     }
+    manifest = {"format_version": FORMAT_VERSION, "digest": content_digest(content), **content, **more}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

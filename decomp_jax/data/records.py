@@ -11,14 +11,13 @@ import google_crc32c
 import numpy as np
 from jaxtyping import Shaped
 
-from decomp_jax.data.schema import FORMAT_VERSION, RECORD_FOOTER, RECORD_HEADER, ROW_COLUMNS, Settings
+from decomp_jax.data.schema import (
+    FORMAT_VERSION, RECORD_FOOTER, RECORD_HEADER, ROW_COLUMNS, Settings, content_digest
+)
 from decomp_jax.errors import UserError
 
 _CRC_MASK_DELTA = 0xA282EAD8
 _OPEN_FILES = 256  # a large data set has more shards than a process may open
-_MANIFEST = {
-    "digest": str, "patients": int, "slices": int, "splits": dict, "settings": dict, "record": dict, "files": dict,
-}
 
 
 def read_manifest(data_dir: str | Path) -> dict[str, Any]:
@@ -32,9 +31,8 @@ def read_manifest(data_dir: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}); prepare the data again") from error
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: not of format {FORMAT_VERSION}; prepare the data again with this version")
-    for name, kind in _MANIFEST.items():
-        if not isinstance(manifest.get(name), kind):
-            raise UserError(f"{path}: {name!r} is missing or damaged; prepare the data again")
+    if manifest.get("digest") != content_digest(manifest):
+        raise UserError(f"{path}: damaged or edited, its digest does not hold; copy or prepare the data again")
     return manifest
 
 
@@ -53,22 +51,19 @@ class SliceDataset:
         data_dir, manifest = Path(data_dir), read_manifest(data_dir)
         if split not in manifest["splits"]:
             raise UserError(f"{data_dir}: no split {split!r}; there are {', '.join(manifest['splits'])}")
+        self.settings = Settings.from_json(manifest["settings"])
+        self._record_bytes, self._offsets = manifest["record"]["bytes"], manifest["record"]["offsets"]
         self.digest: str = manifest["digest"]
         self.rows = _map_rows(data_dir / f"rows-{split}.npy")
         self._shards = [
             data_dir / name for name in sorted(manifest["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
         ]
-        try:
-            self.settings = Settings.from_json(manifest["settings"])
-            self._record_bytes = int(manifest["record"]["bytes"])
-            self._offsets = {name: int(manifest["record"]["offsets"][name]) for name in self.settings.fields}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{data_dir}/manifest.json: damaged ({error!r}); prepare the data again") from error
         self._ends = np.cumsum([_count_records(path, self._record_bytes) for path in self._shards], dtype=int)
         self._open = functools.lru_cache(_OPEN_FILES)(functools.partial(open, mode="rb", buffering=0))
-        if not len(self) == len(self.rows) == manifest["splits"][split]["slices"]:
-            raise UserError(f"{data_dir}: {len(self)} records, {len(self.rows)} rows and "
-                            f"{manifest['splits'][split]['slices']} in manifest.json; copy it again, or prepare it again")
+        slices = manifest["splits"][split]["slices"]
+        if not len(self) == len(self.rows) == slices:
+            raise UserError(f"{data_dir}: split {split} has {len(self)} records, {len(self.rows)} rows and, by "
+                            f"manifest.json, {slices} slices; copy or prepare the data again")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -13,12 +13,15 @@ and the same layout, so that a field is read at an offset known beforehand.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 FORMAT_VERSION = 2
+MANIFEST_CONTENT = ("patients", "slices", "splits", "settings", "record", "files")  # beside digest, source, ...
 SPLITS = ("train", "validation", "query", "reference")
 
 # A TFRecord file is `length, crc, data, crc` again and again.
@@ -93,6 +96,12 @@ def row_dtype(id_length: int, columns: Mapping[str, Any] | None = None) -> np.dt
 
 
 ROW_COLUMNS = row_dtype(1).names
+
+
+def content_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 that names a data set: over what its manifest says of it, and so over all its files' checksums."""
+    content = {name: manifest.get(name) for name in MANIFEST_CONTENT}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def mirrored_classes(classes: tuple[str, ...]) -> tuple[int, ...]:

@@ -4,12 +4,16 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from tqdm import tqdm
 
+from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
+from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.retrieval import CodeBank
 
 BATCH = 64
@@ -57,26 +61,19 @@ class SliceSet:
         labelled = dataset.rows["labelled"]
         positions = np.flatnonzero(labelled) if labelled.any() else np.arange(len(dataset))
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
-        stacked = dataset.stack(fields, positions)
-        batches = [
-            (
-                *(getattr(batch, name) for name in _OUTPUTS), batch.segmentation.argmax(-1).astype(np.uint8),
-                batch.segmentation[..., 1:].sum(-1).mean((1, 2)),
-            )
-            for batch in decomposed(decomposer, stacked["image"], f"encode {split}")
-        ]
-        normal, abnormal, z_e_normal, z_e_abnormal, abnormality, segmentation, probability = map(
-            np.concatenate, zip(*batches)
-        )
+        batches = split_batches(dataset, fields, data_mesh(), rows=positions)
+        with tqdm(total=len(positions), desc=f"encode {split}", unit="slice") as bar:
+            parts = []
+            for batch, count in batches:
+                parts.append({name: value[:count] for name, value in to_host(_encoded(decomposer, batch)).items()})
+                bar.update(count)
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        normal, abnormal = arrays.pop("normal_indices"), arrays.pop("abnormal_indices")
         bank = CodeBank.from_arrays(
             normal_indices=normal, abnormal_indices=abnormal, rows=dataset.rows[positions],
             normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
         )
-        return cls(
-            rows=bank.rows, positions=positions, image=stacked["image"], label=stacked["label"],
-            anatomy=stacked.get("anatomy"), bank=bank, z_e_normal=z_e_normal, z_e_abnormal=z_e_abnormal,
-            segmentation=segmentation, lesion_probability=probability, abnormality=abnormality,
-        )
+        return cls(rows=bank.rows, positions=positions, bank=bank, **{"anatomy": None, **arrays})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,4 +84,17 @@ class SliceSet:
         return self.label.any((1, 2))
 
 
-_OUTPUTS = ("normal_indices", "abnormal_indices", "z_e_normal", "z_e_abnormal", "abnormality")
+def _encoded(decomposer: Decomposer, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The fields of a batch, and of the network's view what the evaluation keeps."""
+    output = decomposer.decompose(batch["image"])
+    kept = ("normal_indices", "abnormal_indices", "z_e_normal", "z_e_abnormal", "abnormality")
+    fields = {name: value for name, value in batch.items() if name != "valid"}
+    return fields | {name: getattr(output, name) for name in kept} | _summary(output.segmentation)
+
+
+@jax.jit
+def _summary(segmentation: Float[jax.Array, "b s s k"]) -> dict[str, jax.Array]:
+    return {
+        "segmentation": segmentation.argmax(-1).astype(jnp.uint8),
+        "lesion_probability": segmentation[..., 1:].sum(-1).mean((1, 2)),
+    }

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from decomp_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.inference.encode import encode_split
@@ -298,7 +299,13 @@ def test_population_statistics_are_what_moving_averages_come_to(phantom, finishe
     state = create_state(config, model, make_optimizer(config.train), data_mesh())
     seen = []
     monkeypatch.setattr(population, "IMAGES", 32)
-    monkeypatch.setattr(population, "split_over", lambda mesh, image: seen.append(image) or jnp.asarray(image))
+
+    def seen_batches(*arguments, **options):
+        for batch, count in split_batches(*arguments, **options):
+            seen.append(np.asarray(batch["image"]))
+            yield batch, count
+
+    monkeypatch.setattr(population, "split_batches", seen_batches)
     settled = population.with_population_statistics(state, dataset, model=model, mesh=data_mesh(), batch_size=32)
 
     @jax.jit
