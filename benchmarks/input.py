@@ -3,9 +3,9 @@
     python benchmarks/input.py [--size 256] [--slices 3000] [--batch 240] [--rounds 5] [--index 1000000]
                                [--write docs/training.md]
 
-Random slices (float16 image, uint8 label) are written by data_prep to a temporary folder and read in the shuffled order
-of training, from the page cache: the disk is not measured. Stages take turns; medians (quartiles). Before that, the time
-to open a data set of `--index` tiny slices.
+Random slices (float16 image, uint8 label) are written by data_prep to a temporary folder and read in the shuffled
+order of training, from the page cache: the disk is not measured. Stages take turns; medians (quartiles). Before that,
+the time to open a data set of `--index` tiny slices.
 """
 
 import argparse

@@ -79,7 +79,7 @@ def split_batches(
 
 
 def _read_ahead(batches: grain.MapDataset, config: DataConfig, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """This process's rows of each batch, read in threads -> global batches, some of them on their way to the devices."""
+    """This process's rows of each batch, read in threads -> global batches, some on their way to the devices."""
     ahead = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=config.read_threads)
     placed = (to_global(mesh, batch) for batch in batches.to_iter_dataset(ahead))
     queue = collections.deque(itertools.islice(placed, config.prefetch))

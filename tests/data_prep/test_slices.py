@@ -100,7 +100,8 @@ def test_shards_of_equal_length_and_a_rest(tmp_path, monkeypatch):
 
 def test_columns_keep_their_type(tmp_path):
     grades = {f"patient-{i:04d}": ["1", "2", "03"] if i < 8 else ["a", "b", "a long name"] for i in range(9)}
-    write(tmp_path / "out", prepare=functools.partial(with_columns, grades=grades), columns={"grade": "U11", "age": "f4"})
+    prepare = functools.partial(with_columns, grades=grades)
+    write(tmp_path / "out", prepare=prepare, columns={"grade": "U11", "age": "f4"})
     for split in SPLITS:
         rows = np.load(tmp_path / "out" / f"rows-{split}.npy")
         assert rows.dtype["grade"] == "U11" and rows.dtype["age"] == np.float32
