@@ -1,9 +1,11 @@
 """Slices per second from TFRecords to the device: the whole reader, and each stage of it added to those before.
 
-    python benchmarks/input.py [--size 256] [--slices 3000] [--batch 240] [--rounds 5] [--write docs/training.md]
+    python benchmarks/input.py [--size 256] [--slices 3000] [--batch 240] [--rounds 5] [--index 1000000]
+                               [--write docs/training.md]
 
-Random slices (float16 image, uint8 label) are written through data_prep's builder to a temporary folder and read in the
-shuffled order of training, from the page cache: the disk is not measured. Stages take turns; medians (quartiles).
+Random slices (float16 image, uint8 label) are written by data_prep to a temporary folder and read in the shuffled
+order of training, from the page cache: the disk is not measured. Stages take turns; medians (quartiles). Before that,
+the time to open a data set of `--index` tiny slices.
 """
 
 import argparse
@@ -27,17 +29,26 @@ from decomp_jax.data.schema import Settings
 from decomp_jax.mesh import data_mesh, keep_host_memory, to_global
 
 SLICES_A_PATIENT = 60
+TINY, TINY_SLICES_A_PATIENT = 8, 10_000
 
 
-def noise(size: int, patient: str) -> PatientSlices:
+def noise(size: int, slices: int, patient: str) -> PatientSlices:
     rng = np.random.default_rng(int(patient))
-    shape = (SLICES_A_PATIENT, size, size)
+    shape = (slices, size, size)
     return PatientSlices(
         patient,
         image=rng.random((*shape, 1), np.float32).astype(np.float16),
         label=rng.integers(0, 4, shape, np.uint8),
-        slice_index=np.arange(SLICES_A_PATIENT, dtype=np.int32),
-        position_mm=np.arange(SLICES_A_PATIENT, dtype=np.float32),
+        slice_index=np.arange(slices, dtype=np.int32),
+        position_mm=np.arange(slices, dtype=np.float32),
+    )
+
+
+def write(out: Path, size: int, slices: int, slices_a_patient: int) -> None:
+    write_dataset(
+        out, settings=Settings(source="images", size=size),
+        splits={str(i): "train" for i in range(-(-slices // slices_a_patient))},
+        prepare=functools.partial(noise, size, slices_a_patient), workers=1, on_error="stop",
     )
 
 
@@ -58,20 +69,26 @@ def stages(dataset: SliceDataset, batch: int, count: int, threads: int) -> dict[
             jax.block_until_ready(read)
 
     return {
-        "record and checksum, one thread": lambda: [dataset.record(i) for i in order.ravel()],
-        "the same, parsed and stacked": lambda: [dataset.stack(TRAIN_FIELDS, rows) for rows in order],
+        "read, checked and stacked, one thread": lambda: [dataset.stack(TRAIN_FIELDS, rows) for rows in order],
         "host to device alone": to_device,
         "whole reader": whole,
     }
 
 
+def opening(slices: int, rounds: int) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "data", TINY, slices, TINY_SLICES_A_PATIENT)
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            dataset = SliceDataset(Path(folder) / "data", "train")
+            times.append(1e3 * (time.perf_counter() - start))
+    yield f"Opening a data set of {len(dataset):,} slices: {spread(times)} ms.\n"
+
+
 def report(size: int, slices: int, batch: int, rounds: int, threads: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        patients = {str(i): "train" for i in range(-(-slices // SLICES_A_PATIENT))}
-        write_dataset(
-            Path(folder) / "data", settings=Settings(source="images", size=size), splits=patients,
-            prepare=functools.partial(noise, size), workers=1, on_error="stop",
-        )
+        write(Path(folder) / "data", size, slices, SLICES_A_PATIENT)
         dataset = SliceDataset(Path(folder) / "data", "train")
         count = len(dataset) // batch
         times: dict[str, list[float]] = {}
@@ -98,10 +115,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=DataConfig.read_threads, help="config.data.read_threads")
+    parser.add_argument("--index", type=int, default=1_000_000, help="slices of the data set that is opened")
     parser.add_argument("--write", type=Path, help="document whose measured part to replace")
     flags = parser.parse_args()
     keep_host_memory()  # as train.py does
-    lines = list(report(flags.size, flags.slices, flags.batch, flags.rounds, flags.threads))
+    lines = [
+        *opening(flags.index, flags.rounds),  # first: the whole reader reads on
+        *report(flags.size, flags.slices, flags.batch, flags.rounds, flags.threads),
+    ]
     print("\n".join(lines))
     if flags.write:
         write_measured(flags.write, "input", lines)

@@ -29,6 +29,7 @@ import numpy as np
 from common import write_measured
 
 from decomp_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from decomp_jax.data import pipeline
 from decomp_jax.errors import EXIT_UNFINISHED, run_program
 from decomp_jax.inference import encode
 from decomp_jax.retrieval import CodeBank
@@ -113,7 +114,7 @@ def train(config: Config, workdir: Path) -> None:
 
 
 def write_bank(workdir: Path, data: str, out: Path) -> None:
-    encode.BATCH_SIZE = 2  # so that writing takes long enough to be hit
+    pipeline.IMAGES_PER_DEVICE = 2  # so that writing takes long enough to be hit
     encode.encode_split(workdir, data, SPLIT, out)
 
 

@@ -87,6 +87,7 @@ def make_images(flags: argparse.Namespace) -> None:
         ),
         workers=flags.workers,
         on_error=flags.on_error,
+        columns=images.column_types(pictures),
         source={
             **split_source(flags),
             "table": flags.table.name,

@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.slices import PatientSlices, map_in_order
+from data_prep.slices import PatientSlices
 from data_prep.splits import (
     FOLD_SHARES, only_value, read_table, split_by_file, split_by_hash, split_labelled, split_names
 )
-from decomp_jax.data.schema import SLICE_COLUMNS, Settings
+from data_prep.workers import map_in_order
+from decomp_jax.data.schema import ROW_COLUMNS, Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.picture import load_mask, prepare_mask, prepare_picture
 
@@ -29,8 +30,9 @@ class Picture:
 
     @property
     def columns(self) -> dict[str, str]:
-        """What travels to the slice table."""
-        return {name: value for name, value in self.row.items() if name not in ("mask", "patient", "split")}
+        """What travels to the rows."""
+        kept = {name: value for name, value in self.row.items() if name not in ("mask", "patient", "split")}
+        return {name or "unnamed": value for name, value in kept.items()}  # as the index of DataFrame.to_csv() is
 
 
 def prepare_pictures(
@@ -73,7 +75,7 @@ def read_pictures(table: Path) -> dict[str, list[Picture]]:
     seen: set[str] = set()
     for line, row in enumerate(read_table(table, ("image", "mask")), 2):
         where = f"{table}: line {line}"
-        if clash := sorted(row.keys() & {*SLICE_COLUMNS} - {"split"}):
+        if clash := sorted(row.keys() & {*ROW_COLUMNS}):
             raise UserError(f"{table}: column {clash[0]} has a meaning of its own in data sets; rename it")
         if not row["image"] or not (patient_id := row.get("patient", row["image"])):
             raise UserError(f"{where} names no image or no patient; complete it")
@@ -86,6 +88,16 @@ def read_pictures(table: Path) -> dict[str, list[Picture]]:
                 raise UserError(f"{where} names {path}, which does not exist; mend the path")
         pictures.setdefault(patient_id, []).append(Picture(image, mask, row))
     return pictures
+
+
+def column_types(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, str]:
+    """NumPy type of each column that travels: text, of the longest value's length."""
+    lengths: dict[str, int] = {}
+    for of_patient in pictures.values():
+        for picture in of_patient:
+            for name, value in picture.columns.items():
+                lengths[name] = max(lengths.get(name, 1), len(value))
+    return {name: f"U{length}" for name, length in lengths.items()}
 
 
 def split_pictures(
@@ -127,13 +139,12 @@ def find_classes(
     masks = [picture.mask for of_patient in pictures.values() for picture in of_patient if picture.mask]
     first: dict[int, Path] = {}
     with contextlib.closing(map_in_order(mask_values, masks, workers=workers, unit="mask")) as results:
-        for mask, future in results:
-            try:
-                for value in future.result():
+        for mask, values in results:
+            if not isinstance(values, UserError):
+                for value in values:
                     first.setdefault(value, mask)
-            except UserError:
-                if on_error == "stop":
-                    raise
+            elif on_error == "stop":
+                raise values
     values = sorted(first)
     if len(values) <= 1:
         return {value: "lesion" for value in values or (1,)}

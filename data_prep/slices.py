@@ -1,35 +1,22 @@
-"""Writes prepared slices as TFRecord shards: workers prepare patients, one TFDS builder writes them in order."""
+"""Writes prepared slices as a data set: workers prepare patients, one process writes them in order."""
 
-import collections
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-# Keep TensorFlow quiet; it reads these when it loads, which is when TFDS first writes.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core import writer as tfds_writer
-from tensorflow_datasets.proto import tf_example_pb2
-from tqdm import tqdm
+from numpy.lib import format as npy
 
-from decomp_jax.data.schema import FORMAT_VERSION, SPLITS, Settings
+from data_prep.shards import RecordFormat, ShardWriter, write_metadata
+from data_prep.workers import map_in_order
+from decomp_jax.data.schema import FORMAT_VERSION, SPLITS, Settings, content_digest, row_dtype
 from decomp_jax.errors import UserError
+from decomp_jax.files import making
 
 MIN_CONTENT = 0.01  # share of pixels other than 0 from which equal images can't be chance
 
@@ -47,7 +34,7 @@ class PatientSlices:
         anatomy: uint8 [n,S,S], or None.
         healthy: float16 [n,S,S,C], the slices without the lesion, or None.
         labelled: whether `label` is known, for all slices or [n].
-        columns: further values [n] that travel to `slices.csv`; the same names for every patient.
+        columns: further values [n] that travel to the rows, of the types given to `write_dataset`.
     """
 
     patient_id: str
@@ -60,71 +47,26 @@ class PatientSlices:
     labelled: bool | np.ndarray = True
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def rows(self, split: str) -> list[dict[str, Any]]:
-        """The slices' lines of `slices.csv`; truth values are 0 or 1."""
-        n = len(self.image)
+    def rows(self, dtype: np.dtype) -> np.ndarray:
+        rows = np.empty(len(self.image), dtype)
         columns = {
-            "split": [split] * n,
-            "patient_id": [self.patient_id] * n,
+            "patient_id": self.patient_id,
             "slice_index": self.slice_index,
-            "position_mm": [f"{height:.3f}" for height in self.position_mm],
-            "has_abnormality": self.label.any(axis=(1, 2)).astype(int),
-            "labelled": np.broadcast_to(self.labelled, n).astype(int),
+            "position_mm": self.position_mm,
+            "has_abnormality": self.label.any(axis=(1, 2)),
+            "labelled": self.labelled,
             **self.columns,
         }
-        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+        for name in dtype.names:
+            rows[name] = columns[name]
+        return rows
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        tensors = {"image": self.image, "label": self.label, "anatomy": self.anatomy, "healthy": self.healthy}
-        tensors = {name: values for name, values in tensors.items() if values is not None}
-        for i, slice_index in enumerate(self.slice_index):
-            yield {**{name: values[i] for name, values in tensors.items()},
-                   "patient_id": self.patient_id, "slice_index": int(slice_index)}
-
-
-class _StableWriter(tfds_writer.ExampleWriter):
-    """Sorts the features of each record, whose serialised order otherwise changes from run to run."""
-
-    def write(self, path: Path, examples: Iterator[tuple[int, bytes]]) -> Any:
-        records = ((key, tf_example_pb2.Example.FromString(record)) for key, record in examples)
-        return super().write(path, ((key, record.SerializeToString(deterministic=True)) for key, record in records))
-
-
-class Slices(tfds.core.GeneratorBasedBuilder):
-    """Writes `data_dir/slices/1.0.0/slices-SPLIT.tfrecord-*` from iterators of (key, record)."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, data_dir: Path, settings: Settings, examples: Mapping[str, Iterator[tuple[int, dict]]]):
-        self._settings = settings
-        self._examples = examples
-        super().__init__(data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        def tensor(*shape: int, dtype: type) -> tfds.features.Tensor:
-            # Raw bytes: without an encoding TFDS stores a float16 in four bytes; zlib reads several times slower.
-            return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
-
-        settings, size, channels = self._settings, self._settings.size, len(self._settings.modalities)
-        features = {
-            "image": tensor(size, size, channels, dtype=np.float16),
-            "label": tensor(size, size, dtype=np.uint8),
+    def fingerprints(self) -> set[int]:
+        """A number of 64 bits for each image that is not all but empty."""
+        return {
+            int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest())
+            for image in self.image if np.count_nonzero(image) > MIN_CONTENT * image.size
         }
-        if settings.anatomy_classes:
-            features["anatomy"] = tensor(size, size, dtype=np.uint8)
-        if settings.healthy:
-            features["healthy"] = tensor(size, size, channels, dtype=np.float16)
-        features |= {"patient_id": tfds.features.Text(), "slice_index": tfds.features.Scalar(dtype=np.int32)}
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), disable_shuffling=True)
-
-    def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator[tuple[int, dict]]]:
-        return {split: self._generate_examples(split) for split in self._examples}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        return self._examples[split]
-
-    def _example_writer(self) -> tfds_writer.ExampleWriter:
-        return _StableWriter(self.info.file_format)
 
 
 def write_dataset(
@@ -135,6 +77,7 @@ def write_dataset(
     prepare: Callable[[str], PatientSlices],
     workers: int,
     on_error: Literal["stop", "skip"],
+    columns: Mapping[str, str] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> None:
     """Prepares every patient and writes the data set `out` (see `decomp_jax.data.schema`), whole or not at all.
@@ -146,186 +89,111 @@ def write_dataset(
         prepare: picklable; runs in worker processes and raises `UserError` for a patient that can't be used.
         workers: number of processes; the bytes written do not depend on it.
         on_error: "skip" leaves out the patients that can't be used and lists them in the manifest.
+        columns: NumPy type of each of `PatientSlices.columns`; text stays text, whatever it looks like.
         source: what else the manifest should tell about where the data came from.
 
     Raises:
         UserError: `out` exists, a patient can't be used, two patients have an image in common, or a split has lost all
             its patients.
     """
-    writer = _Writer(splits, on_error)
-    with _whole_or_nothing(out) as partial:
-        _write_records(partial, settings, writer, prepare, workers)
-        with open(partial / "slices.csv", "w", newline="") as file:
-            table = csv.DictWriter(file, fieldnames=list(writer.rows[0]))
-            table.writeheader()
-            table.writerows(writer.rows)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "digest": _digest(partial, settings),
-            **writer.counts(),
-            "settings": settings.to_json(),
-            "skipped": writer.skipped,
-            "source": dict(source or {}),
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    patient_ids = sorted(splits, key=lambda patient_id: (SPLITS.index(splits[patient_id]), patient_id))
+    row_type = row_dtype(max(map(len, patient_ids)), columns)
+    record = RecordFormat(settings)
+    screen = _Screen(on_error)
+    written: dict[str, _SplitWriter] = {}
+    with making(out) as folder:
+        (folder / "slices").mkdir()
+        with contextlib.closing(map_in_order(prepare, patient_ids, workers=workers, unit="patient")) as prepared:
+            for split, patients in itertools.groupby(prepared, key=lambda pair: splits[pair[0]]):
+                with _SplitWriter(folder, split, record, row_type) as written[split]:
+                    for patient in screen.usable(patients):
+                        written[split].write(patient)
+                if not written[split].patients:
+                    raise UserError(
+                        f"split {split}: every patient was skipped, first because of {screen.skipped[-1]['error']}"
+                    )
+        write_metadata(folder / "slices", record, {split: writer.shards for split, writer in written.items()})
+        _write_manifest(folder, settings, record, written, skipped=screen.skipped, source=dict(source or {}))
 
 
-def _write_records(
-    partial: Path, settings: Settings, writer: "_Writer", prepare: Callable[[str], PatientSlices], workers: int
-) -> None:
-    with contextlib.closing(map_in_order(prepare, writer.patient_ids, workers=workers, unit="patient")) as prepared:
-        examples = {split: writer.examples(split, prepared) for split in SPLITS if split in writer.splits.values()}
-        builder = Slices(data_dir=partial, settings=settings, examples=examples)
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(None):  # what TFDS prints is about downloads
-            builder.download_and_prepare(
-                download_dir=partial / "downloads", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-            )
-        shutil.rmtree(partial / "downloads")  # empty
+class _Screen:
+    """Lets the patients through that can be used, each image once; lists those `skipped`."""
 
-
-class _Writer:
-    """Passes patients on to TFDS, split by split, and keeps the books: table, skipped patients, image fingerprints."""
-
-    def __init__(self, splits: Mapping[str, str], on_error: str):
-        self.splits = splits
-        self.patient_ids = sorted(splits, key=lambda patient_id: (SPLITS.index(splits[patient_id]), patient_id))
-        self.rows: list[dict[str, Any]] = []
+    def __init__(self, on_error: str) -> None:
         self.skipped: list[dict[str, str]] = []
         self._on_error = on_error
-        self._fingerprints: dict[bytes, str] = {}
+        self._patient_of: dict[int, str] = {}  # by the fingerprint of an image
 
-    def examples(self, split: str, prepared: Iterator[tuple[str, Future]]) -> Iterator[tuple[int, dict]]:
-        first_row = len(self.rows)
-        n = sum(of == split for of in self.splits.values())
-        for position, (patient_id, future) in enumerate(itertools.islice(prepared, n)):
-            try:
-                patient = future.result()
-                self._refuse_twin(patient)
-            except UserError as error:
-                if self._on_error == "stop":
-                    raise
+    def usable(self, results: Iterable[tuple[str, PatientSlices | UserError]]) -> Iterator[PatientSlices]:
+        for patient_id, result in results:
+            error = result if isinstance(result, UserError) else self._twin(result)
+            if error is None:
+                yield result
+            elif self._on_error == "stop":
+                raise error
+            else:
                 self.skipped.append({"patient_id": patient_id, "error": str(error)})
-                continue
-            self.rows += patient.rows(split)
-            # TFDS orders records by key and sorts them in buckets of equal key ranges out of 2^128, each read into
-            # memory at once: keys spread over the whole range keep the buckets small.
-            start = position * 2**128 // n
-            yield from enumerate(patient.records(), start)
-        if len(self.rows) == first_row:
-            raise UserError(f"split {split}: every patient was skipped, first because of {self.skipped[-1]['error']}")
 
-    def _refuse_twin(self, patient: PatientSlices) -> None:
-        """Refuses a slice that another patient has too, unless it is all but empty."""
-        fingerprints = {
-            hashlib.sha256(image.tobytes()).digest(): patient.patient_id
-            for image in patient.image if np.count_nonzero(image) > MIN_CONTENT * image.size
-        }
-        if shared := self._fingerprints.keys() & fingerprints:
-            twin = self._fingerprints[shared.pop()]
-            raise UserError(f"{patient.patient_id}: has the same images as {twin}; remove one of the two")
-        self._fingerprints |= fingerprints
-
-    def counts(self) -> dict[str, Any]:
-        slices = collections.Counter(row["split"] for row in self.rows)
-        patients = collections.Counter(split for split, _ in {(row["split"], row["patient_id"]) for row in self.rows})
-        return {
-            "patients": patients.total(),
-            "slices": slices.total(),
-            "splits": {name: {"patients": patients[name], "slices": slices[name]} for name in SPLITS if slices[name]},
-        }
+    def _twin(self, patient: PatientSlices) -> UserError | None:
+        """The refusal of a patient who has an image in common with an earlier one."""
+        fingerprints = patient.fingerprints()
+        for fingerprint in fingerprints:
+            if twin := self._patient_of.get(fingerprint):
+                return UserError(f"{patient.patient_id}: has the same images as {twin}; remove one of the two")
+        self._patient_of.update(dict.fromkeys(fingerprints, patient.patient_id))
+        return None
 
 
-@contextlib.contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[Path]:
-    """Gives a directory beside `out` that becomes `out` at the end, or is removed."""
-    if out.exists():
-        raise UserError(f"--out {out}: exists already; remove it or name another directory")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; name a directory that can be written") from error
-    try:
-        yield partial
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+class _SplitWriter:
+    """Rows and shards of one split, patient by patient."""
+
+    def __init__(self, folder: Path, split: str, record: RecordFormat, row_type: np.dtype) -> None:
+        self.patients = self.slices = 0
+        self.shards = ShardWriter(folder / "slices", split, record.itemsize)
+        self.rows = folder / f"rows-{split}.npy"
+        self._record, self._row_type = record, row_type
+
+    def __enter__(self) -> "_SplitWriter":
+        self._rows = self.rows.open("wb+")
+        self._write_header()
+        return self
+
+    def write(self, patient: PatientSlices) -> None:
+        self.patients += 1
+        self.slices += len(patient.image)
+        self._rows.write(patient.rows(self._row_type).tobytes())
+        for record in self._record.serialize(vars(patient)):
+            self.shards.write(record)
+
+    def __exit__(self, *_: Any) -> None:
+        self.shards.close()
+        self._rows.seek(0)
+        self._write_header()
+        self._rows.close()
+
+    def _write_header(self) -> None:
+        """Of a .npy file; NumPy leaves room in it for any number of rows."""
+        descr = npy.dtype_to_descr(self._row_type)
+        npy.write_array_header_2_0(self._rows, {"descr": descr, "fortran_order": False, "shape": (self.slices,)})
 
 
-def _digest(directory: Path, settings: Settings) -> str:
-    """SHA-256 over the settings, the table and the shards."""
-    digest = hashlib.sha256(json.dumps(settings.to_json(), sort_keys=True).encode())
-    for path in (directory / "slices.csv", *sorted(directory.glob("slices/*/*.tfrecord-*"))):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-_function: Callable[[Any], Any]  # of a worker process
-
-
-def _start_worker(function: Callable[[Any], Any]) -> None:
-    global _function
-    _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _call(item: Any) -> Any:
-    return _function(item)
-
-
-def map_in_order(
-    function: Callable[[Any], Any], items: Sequence[Any], *, workers: int, unit: str
-) -> Iterator[tuple[Any, Future]]:
-    """Yields (item, finished future of `function(item)`) in the order of `items`, a few ahead, with a progress bar.
-
-    Close the iterator to end the worker processes at once.
-
-    Raises:
-        UserError: a worker process died.
-    """
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(function,)
-    )
-    to_submit = iter(items)
-    pending = collections.deque()
-    try:
-        with tqdm(total=len(items), unit=unit, dynamic_ncols=True) as bar:
-            while True:
-                with _signals_held():  # a worker whose start is cut off ends in a traceback of its own
-                    for item in itertools.islice(to_submit, 2 * workers - len(pending)):
-                        pending.append((item, pool.submit(_call, item)))
-                if not pending:
-                    return
-                item, future = pending.popleft()
-                if isinstance(future.exception(), BrokenProcessPool):
-                    raise BrokenProcessPool
-                bar.update()
-                yield item, future
-    except BrokenProcessPool as error:
-        raise UserError("--workers: a worker process died, likely for lack of memory; use fewer --workers") from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.kill()
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM wait until the block is through."""
-    held = []
-    handlers = {
-        number: signal.signal(number, lambda *received: held.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
+def _write_manifest(
+    folder: Path, settings: Settings, record: RecordFormat, written: Mapping[str, _SplitWriter], **more: Any
+) -> None:
+    files = {}
+    for writer in written.values():
+        with writer.rows.open("rb") as file:
+            files[writer.rows.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        files |= {f"slices/{name}": checksum for name, checksum in writer.shards.checksums.items()}
+    content = {
+        "patients": sum(writer.patients for writer in written.values()),
+        "slices": sum(writer.slices for writer in written.values()),
+        "splits": {
+            split: {"patients": writer.patients, "slices": writer.slices} for split, writer in written.items()
+        },
+        "settings": settings.to_json(),
+        "record": record.layout(),
+        "files": files,
     }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for number, _ in held:
-        signal.raise_signal(number)
+    manifest = {"format_version": FORMAT_VERSION, "digest": content_digest(content), **content, **more}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -214,6 +214,7 @@ class TrainConfig:
         init_from: another run's directory, whose newest parameters this run starts from.
         checkpoint_every, log_every: steps between checkpoints, and between lines of metrics.jsonl.
         eval_every: steps between validation passes; 0 for none.
+        eval_slices: a validation pass takes at most so many slices, spread over the patients.
         tensorboard: the metrics and validation images for TensorBoard, too.
     """
 
@@ -231,6 +232,7 @@ class TrainConfig:
     checkpoint_every: int = 1_000
     log_every: int = 50
     eval_every: int = 2_000
+    eval_slices: int = 2_048
     tensorboard: bool = False
 
 
@@ -336,6 +338,7 @@ def _check(config: Config) -> None:
         "config.train.warmup_steps": config.train.warmup_steps >= 0,
         "config.train.ramp_steps": config.train.ramp_steps >= 0,
         "config.train.eval_every": config.train.eval_every >= 0,
+        "config.train.eval_slices": config.train.eval_slices >= 1,
         "config.model.dtype": config.model.dtype in ("float32", "bfloat16"),
     }
     for name, holds in rules.items():

@@ -45,6 +45,7 @@ def making(folder: str | os.PathLike) -> Iterator[Path]:
         with disk_space(folder):
             partial.mkdir(parents=True)
             yield partial
+            require_absent(folder)  # another program may have made it meanwhile
             for path in (*partial.rglob("*"), partial):
                 _flush(path)
             os.replace(partial, folder)

@@ -17,13 +17,13 @@ LAYERS = (
     ("ablate",),
 )
 FORBIDDEN = {
-    "decomp_jax": {"tensorflow", "data_prep", "configs"},
+    "decomp_jax": {"tensorflow", "tensorflow_datasets", "data_prep", "configs"},
     "data_prep": {"jax", "flax", "configs", "decomp_jax.training", "decomp_jax.inference", "decomp_jax.evaluation"},
     "configs": {"data_prep", "decomp_jax.training", "decomp_jax.inference", "decomp_jax.evaluation"},
     "decomp_jax/losses": {"flax", "decomp_jax.models"},
     "decomp_jax/models": {"decomp_jax.losses", "decomp_jax.data"},
-    "decomp_jax/preparation": {"jax", "flax", "tensorflow_datasets"},
-    "decomp_jax/retrieval": {"flax", "grain", "tensorflow_datasets", "decomp_jax.models", "decomp_jax.data"},
+    "decomp_jax/preparation": {"jax", "flax"},
+    "decomp_jax/retrieval": {"flax", "grain", "decomp_jax.models", "decomp_jax.data"},
 }
 PACKAGES = ("decomp_jax", "data_prep", "configs")
 

@@ -1,9 +1,9 @@
-"""Batches for training and for passes over a split, read ahead in threads and moved ahead to the devices."""
+"""Batches for training and for passes over a split: each process reads its share ahead, in threads."""
 
 import collections
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import jax
@@ -16,6 +16,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.mesh import to_global
 
 TRAIN_FIELDS = ("image", "label")
+IMAGES_PER_DEVICE = 64
 
 
 def train_batches(
@@ -41,27 +42,48 @@ def train_batches(
         .batch(batch_size // processes)
         .map(functools.partial(dataset.stack, TRAIN_FIELDS))
     )
-    mine = batches[start_step * processes + process :: processes]
-    ahead = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=config.read_threads)
-    local = iter(mine.to_iter_dataset(ahead))
-    return _ahead((to_global(mesh, batch) for batch in local), config.prefetch)
+    return _read_ahead(batches[start_step * processes + process :: processes], config, mesh)
 
 
 def split_batches(
-    dataset: SliceDataset, fields: tuple[str, ...], batch_size: int, rows: np.ndarray | None = None
-) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """One pass over all rows, or those given: (fields padded to `batch_size` by repeating the last row, valid rows)."""
+    dataset: SliceDataset,
+    fields: Sequence[str],
+    mesh: Mesh,
+    *,
+    batch_size: int | None = None,
+    rows: np.ndarray | None = None,
+    config: DataConfig = DataConfig(),
+) -> Iterator[tuple[dict[str, jax.Array], int]]:
+    """One pass over all rows in order, or those given: global batches of the fields, and how many rows of each count.
+
+    The last batch is padded by repeating the last row; `valid` [B], beside the fields, is False there. Batches are the
+    same whatever the number of processes.
+
+    Args:
+        batch_size: multiple of the devices, `IMAGES_PER_DEVICE` for each by default; less where there are fewer rows.
+    """
     rows = np.arange(len(dataset)) if rows is None else rows
-    for first in range(0, len(rows), batch_size):
-        valid = rows[first : first + batch_size]
-        padded = np.concatenate([valid, np.full(batch_size - len(valid), valid[-1])])
-        yield dataset.stack(fields, padded.tolist()), len(valid)
+    most = batch_size or IMAGES_PER_DEVICE * mesh.size
+    batch_size = min(most, max(-(-len(rows) // mesh.size), 1) * mesh.size)
+    padded = np.pad(rows, (0, -len(rows) % batch_size), mode="edge")
+    parts = {"rows": padded, "valid": np.arange(len(padded)) < len(rows)}
+    processes, process = jax.process_count(), jax.process_index()
+    share = {name: part.reshape(-1, processes, batch_size // processes)[:, process] for name, part in parts.items()}
+
+    def read(i: int) -> dict[str, np.ndarray]:
+        return dataset.stack(fields, share["rows"][i]) | {"valid": share["valid"][i]}
+
+    batches = grain.MapDataset.range(len(share["rows"])).map(read)
+    counts = parts["valid"].reshape(-1, batch_size).sum(1).tolist()
+    return zip(_read_ahead(batches, config, mesh), counts, strict=True)
 
 
-def _ahead(batches: Iterator[dict[str, jax.Array]], count: int) -> Iterator[dict[str, jax.Array]]:
-    """Keeps `count` batches on their way to the devices."""
-    queue = collections.deque(itertools.islice(batches, count))
+def _read_ahead(batches: grain.MapDataset, config: DataConfig, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """This process's rows of each batch, read in threads -> global batches, some on their way to the devices."""
+    ahead = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=config.read_threads)
+    placed = (to_global(mesh, batch) for batch in batches.to_iter_dataset(ahead))
+    queue = collections.deque(itertools.islice(placed, config.prefetch))
     while queue:
         batch = queue.popleft()
-        queue.extend(itertools.islice(batches, 1))
+        queue.extend(itertools.islice(placed, 1))
         yield batch

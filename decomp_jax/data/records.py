@@ -1,36 +1,38 @@
-"""Random access to the slices of a prepared data set: an offset index over TFRecord shards, every record CRC-checked."""
+"""Random access to the slices of a prepared data set: every record is CRC-checked, none is looked at beforehand."""
 
-import csv
+import functools
 import json
-import mmap
-import struct
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
-import tensorflow_datasets as tfds
+from jaxtyping import Shaped
 
-from decomp_jax.data.schema import FORMAT_VERSION, SLICE_COLUMNS, Settings
+from decomp_jax.data.schema import (
+    FORMAT_VERSION, RECORD_FOOTER, RECORD_HEADER, ROW_COLUMNS, Settings, content_digest
+)
 from decomp_jax.errors import UserError
 
-_HEADER = struct.Struct("<QI")
-_CRC = struct.Struct("<I")
 _CRC_MASK_DELTA = 0xA282EAD8
+_OPEN_FILES = 256  # a large data set has more shards than a process may open
 
 
 def read_manifest(data_dir: str | Path) -> dict[str, Any]:
-    """manifest.json of a data set. Raises UserError where there is none."""
+    """manifest.json of a data set. Raises UserError where there is none that can be used."""
     path = Path(data_dir) / "manifest.json"
     if not path.is_file():
         raise UserError(f"{path}: not found; make a data set with `python -m data_prep phantom --out {data_dir}`")
     try:
         manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); prepare the data again") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: not of format {FORMAT_VERSION}; prepare the data again with this version")
+    if manifest.get("digest") != content_digest(manifest):
+        raise UserError(f"{path}: damaged or edited, its digest does not hold; copy or prepare the data again")
     return manifest
 
 
@@ -40,115 +42,89 @@ class SliceDataset:
     Attributes:
         settings: how the images were prepared.
         digest: sha256 that names the data set's content.
-        rows: structured array, a row a slice: patient_id, slice_index, position_mm, has_abnormality, labelled and
-            whatever further columns the source had.
+        rows: structured array, mapped from its file, a row a slice: patient_id, slice_index, position_mm,
+            has_abnormality, labelled and whatever further columns the source had.
     """
 
     def __init__(self, data_dir: str | Path, split: str) -> None:
-        """Raises UserError if the data set, the split or a shard is missing, or rows and records do not match."""
-        manifest = read_manifest(data_dir)
+        """Raises UserError if the data set, the split or a file is missing, or rows and records do not match."""
+        data_dir, manifest = Path(data_dir), read_manifest(data_dir)
         if split not in manifest["splits"]:
             raise UserError(f"{data_dir}: no split {split!r}; there are {', '.join(manifest['splits'])}")
         self.settings = Settings.from_json(manifest["settings"])
+        self._record_bytes, self._offsets = manifest["record"]["bytes"], manifest["record"]["offsets"]
         self.digest: str = manifest["digest"]
-        self.rows = _read_rows(Path(data_dir) / "slices.csv", split)
-        folder = _records_folder(Path(data_dir))
-        self._features = tfds.features.FeaturesDict.from_config(str(folder))
-        self._shards = [_Shard(path) for path in sorted(folder.glob(f"*-{split}.tfrecord-*"))]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-        if len(self) != len(self.rows):
-            raise UserError(f"{folder}: {len(self)} records for {len(self.rows)} lines in slices.csv; prepare it again")
+        self.rows = _map_rows(data_dir / f"rows-{split}.npy")
+        self._shards = [
+            data_dir / name for name in sorted(manifest["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
+        ]
+        self._ends = np.cumsum([_count_records(path, self._record_bytes) for path in self._shards], dtype=int)
+        self._open = functools.lru_cache(_OPEN_FILES)(functools.partial(open, mode="rb", buffering=0))
+        slices = manifest["splits"][split]["slices"]
+        if not len(self) == len(self.rows) == slices:
+            raise UserError(f"{data_dir}: split {split} has {len(self)} records, {len(self.rows)} rows and, by "
+                            f"manifest.json, {slices} slices; copy or prepare the data again")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def record(self, i: int) -> bytes:
-        """The serialised slice. Raises UserError if its checksum does not hold."""
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return self._shards[shard].read(int(i) - int(self._ends[shard - 1] if shard else 0))
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         """Raises UserError if the record's checksum does not hold."""
-        return self._features.deserialize_example_np(self.record(i))
+        return {name: values[0] for name, values in self.stack(tuple(self.settings.fields), [i]).items()}
 
-    def stack(self, names: Sequence[str], rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """The named fields, and no others, of all slices or of those given, stacked along a new first axis."""
-        features = tfds.features.FeaturesDict({name: self._features[name] for name in names})
+    def stack(self, names: Sequence[str], rows: Sequence[int] | None = None) -> dict[str, Shaped[np.ndarray, "n ..."]]:
+        """The named fields, and no others, of all slices or of those given, stacked along a new first axis.
+
+        Raises UserError if a record's checksum does not hold.
+        """
         rows = range(len(self)) if rows is None else rows
-        stacked = {name: np.empty((len(rows), *one.shape), one.np_dtype) for name, one in features.items()}
-        for place, i in enumerate(rows):
-            for name, value in features.deserialize_example_np(self.record(i)).items():
-                stacked[name][place] = value
-        return stacked
+        fields = {name: self.settings.fields[name] for name in names}
+        stacked = {name: np.empty((len(rows), field.itemsize), np.uint8) for name, field in fields.items()}
+        pieces = self._pieces(stacked)
+        for place, row in enumerate(rows):
+            self._read(int(row), [piece[place] if piece.ndim == 2 else piece for piece in pieces])
+        return {
+            name: stacked[name].view(field.base).reshape(len(rows), *field.shape) for name, field in fields.items()
+        }
+
+    def _pieces(self, stacked: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Where the bytes of a record go, one after the other: into a row of `stacked`, or into bytes not needed."""
+        spare = np.empty(self._record_bytes, np.uint8)
+        pieces, at = [spare[:RECORD_HEADER]], RECORD_HEADER
+        for name in sorted(stacked, key=self._offsets.__getitem__):
+            pieces += [spare[at : self._offsets[name]], stacked[name]]
+            at = self._offsets[name] + stacked[name].shape[1]
+        return [*pieces, spare[at:-RECORD_FOOTER], spare[-RECORD_FOOTER:]]
+
+    def _read(self, row: int, buffers: list[np.ndarray]) -> None:
+        """Reads a record into `buffers`, of which the first is its header and the last its checksum."""
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        path, i = self._shards[shard], row - int(self._ends[shard - 1] if shard else 0)
+        # Not mapped: a disk that fails is an error then and no SIGBUS, and other threads go on while one waits for it.
+        if os.preadv(self._open(path).fileno(), buffers, i * self._record_bytes) < self._record_bytes:
+            raise UserError(f"{path}: cut short; copy or prepare the data again")
+        crc = functools.reduce(google_crc32c.extend, buffers[1:-1], 0)
+        if ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF != int.from_bytes(buffers[-1], "little"):
+            raise UserError(f"{path}: record {i} is damaged (checksum); copy or prepare the data again")
 
 
-class _Shard:
-    """A memory-mapped TFRecord file: `length, crc(length), data, crc(data)` again and again."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-        self._offsets = self._index()
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def _index(self) -> list[tuple[int, int]]:
-        offsets, at = [], 0
-        while at < len(self._bytes):
-            if at + _HEADER.size > len(self._bytes):
-                raise UserError(f"{self._path}: cut short; prepare the data again")
-            length, crc = _HEADER.unpack_from(self._bytes, at)
-            self._check(self._bytes[at : at + 8], crc, len(offsets))
-            offsets.append((at + _HEADER.size, length))
-            at += _HEADER.size + length + _CRC.size
-        if at != len(self._bytes):
-            raise UserError(f"{self._path}: cut short; prepare the data again")
-        return offsets
-
-    def read(self, i: int) -> bytes:
-        at, length = self._offsets[i]
-        data = self._bytes[at : at + length]
-        self._check(data, _CRC.unpack_from(self._bytes, at + length)[0], i)
-        return data
-
-    def _check(self, data: bytes, expected: int, record: int) -> None:
-        crc = google_crc32c.value(data)
-        if ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF != expected:
-            raise UserError(f"{self._path}: record {record} is damaged (checksum); copy or prepare the data again")
-
-
-def _records_folder(data_dir: Path) -> Path:
-    found = sorted(data_dir.glob("slices/*/features.json"))
-    if not found:
-        raise UserError(f"{data_dir}: no slices/*/features.json; prepare the data again")
-    return found[-1].parent
-
-
-def _read_rows(path: Path, split: str) -> np.ndarray:
-    """Lines of one split as a structured array; extra columns are numbers where all their values are, else text."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; prepare the data again")
-    with path.open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["split"] == split]
-    names = list(lines[0]) if lines else list(SLICE_COLUMNS)
-    columns = {name: _column(name, [line[name] for line in lines]) for name in names if name != "split"}
-    rows = np.empty(len(lines), [(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        rows[name] = column
-    return rows
-
-
-def _column(name: str, values: list[str]) -> np.ndarray:
-    known = {"slice_index": np.int32, "position_mm": np.float32}
-    if name in ("has_abnormality", "labelled"):
-        return np.array([value == "1" for value in values], bool)
-    if name in known:
-        return np.array([value or "nan" for value in values]).astype(known[name])
-    if name == "patient_id":
-        return np.array(values, "U")
+def _count_records(path: Path, record_bytes: int) -> int:
     try:
-        return np.array(values).astype(np.float64)
-    except ValueError:
-        return np.array(values, "U")
+        count, rest = divmod(path.stat().st_size, record_bytes)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; copy or prepare the data again") from None
+    if rest:
+        raise UserError(f"{path}: cut short; copy or prepare the data again")
+    return count
+
+
+def _map_rows(path: Path) -> np.ndarray:
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; copy or prepare the data again") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); copy or prepare the data again") from None
+    if not {*ROW_COLUMNS} <= {*(rows.dtype.names or ())} or rows.ndim != 1:
+        raise UserError(f"{path}: lacks the columns {', '.join(ROW_COLUMNS)}; copy or prepare the data again")
+    return rows

@@ -2,21 +2,31 @@
 
 A data set is a directory:
 
-    manifest.json                  counts, digest, `Settings`
-    slices.csv                     one line a slice, in record order within each split (`SLICE_COLUMNS` + extra columns)
-    slices/1.0.0/slices-SPLIT.tfrecord-*   the records, written by TFDS
+    manifest.json                    `Settings`, counts, the layout of a record, SHA-256 of each file, digest
+    rows-SPLIT.npy                   structured array, a row a slice in record order (`row_dtype`)
+    slices/slices-SPLIT.tfrecord-*   the records; with slices/features.json, TensorFlow Datasets can read them, too
 
-A record holds `image` float16 [S,S,C] in [0,1] with background 0, `label` uint8 [S,S] (0 background, i+1 for
-`lesion_classes[i]`), and where the source has them `anatomy` uint8 [S,S] (0 none, i+1 for `anatomy_classes[i]`) and
-`healthy` float16 [S,S,C] (the same slice without the lesion), beside `patient_id` and `slice_index`.
+A record is a `tf.train.Example` of the fields in `Settings.fields` as raw bytes: `image` in [0,1] with background 0,
+`label` (0 background, i+1 for `lesion_classes[i]`), and where the source has them `anatomy` (0 none, i+1 for
+`anatomy_classes[i]`) and `healthy` (the same slice without the lesion). All records of a data set have the same length
+and the same layout, so that a field is read at an offset known beforehand.
 """
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
-FORMAT_VERSION = 1
+import numpy as np
+
+FORMAT_VERSION = 2
+MANIFEST_CONTENT = ("patients", "slices", "splits", "settings", "record", "files")  # beside digest, source, ...
 SPLITS = ("train", "validation", "query", "reference")
-SLICE_COLUMNS = ("split", "patient_id", "slice_index", "position_mm", "has_abnormality", "labelled")
+
+# A TFRecord file is `length, crc, data, crc` again and again.
+RECORD_HEADER = 12
+RECORD_FOOTER = 4
 
 GLIOMA_CLASSES = ("NCR", "ED", "ET")
 ANATOMY_CLASSES = (
@@ -53,6 +63,18 @@ class Settings:
     healthy: bool = False
 
     @property
+    def fields(self) -> dict[str, np.dtype]:
+        """Type and shape of each field of a record, as a NumPy subarray type."""
+        image = np.dtype(("<f2", (self.size, self.size, len(self.modalities))))
+        label = np.dtype(("u1", (self.size, self.size)))
+        fields = {"image": image, "label": label}
+        if self.anatomy_classes:
+            fields["anatomy"] = label
+        if self.healthy:
+            fields["healthy"] = image
+        return fields
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """The part that decides whether a network trained on one data set can read another's images."""
         return {name: getattr(self, name) for name in ("size", "modalities", "foreground", "intensity_clip")}
@@ -63,3 +85,20 @@ class Settings:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Settings":
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def row_dtype(id_length: int, columns: Mapping[str, Any] | None = None) -> np.dtype:
+    """Type of a row, for patient ids of at most so many characters and further columns {name: type}."""
+    return np.dtype([
+        ("patient_id", f"U{id_length}"), ("slice_index", "i4"), ("position_mm", "f4"), ("has_abnormality", "?"),
+        ("labelled", "?"), *(columns or {}).items(),
+    ])
+
+
+ROW_COLUMNS = row_dtype(1).names
+
+
+def content_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 that names a data set: over what its manifest says of it, and so over all its files' checksums."""
+    content = {name: manifest.get(name) for name in MANIFEST_CONTENT}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from skimage.metrics import structural_similarity
 
 from decomp_jax.data.records import SliceDataset
-from decomp_jax.evaluation.slices import SliceSet, decompose, read_batches
+from decomp_jax.evaluation.slices import SliceSet, decompose, read_batches, valid_rows
 from decomp_jax.evaluation.tables import Summary, Table
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.retrieval.statistics import Bootstrap, Interval
@@ -34,7 +34,8 @@ def counterfactual_table(decomposer: Decomposer, dataset: SliceDataset, query: S
         return {}
     fields = ("image", "label", "healthy") if dataset.settings.healthy else ("image", "label")
     area, truth = [], []
-    for _, batch in read_batches(dataset, fields, query.positions[chosen], "paint without lesion"):
+    for place, global_batch in read_batches(dataset, fields, query.positions[chosen], "paint without lesion"):
+        batch = valid_rows(global_batch, place)
         image, output = batch["image"].astype(np.float32), decompose(decomposer, batch["image"])
         area.append(_lesion_areas(decomposer, image, output))
         if "healthy" in batch:

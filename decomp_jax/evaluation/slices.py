@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped, UInt8
@@ -15,6 +16,7 @@ from decomp_jax.data.records import SliceDataset
 from decomp_jax.evaluation.scratch import map_blocks, scratch
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.losses.cells import cell_means
+from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.retrieval import CodeBank
 
 BATCH = 64
@@ -33,13 +35,19 @@ def decompose(decomposer: Decomposer, images: Float[np.ndarray, "n s s c"]) -> D
 
 def read_batches(
     dataset: SliceDataset, fields: Sequence[str], positions: Integer[np.ndarray, "n"], progress: str
-) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """The fields of the given slices, a batch at a time, with the place of each batch among them."""
-    batches = split_batches(dataset, tuple(fields), BATCH, positions)
-    total, start = -(-len(positions) // BATCH), 0
-    for batch, valid in tqdm(batches, desc=progress, unit="batch", total=total):
-        yield slice(start, start + valid), {name: field[:valid] for name, field in batch.items()}
-        start += valid
+) -> Iterator[tuple[slice, dict[str, jax.Array]]]:
+    """The fields of the given slices, a global batch at a time, with the place of its valid rows among them."""
+    start = 0
+    with tqdm(desc=progress, unit="slice", total=len(positions)) as bar:
+        for batch, count in split_batches(dataset, fields, data_mesh(), rows=positions):
+            yield slice(start, start + count), batch
+            start += count
+            bar.update(count)
+
+
+def valid_rows(batch: dict[str, jax.Array], place: slice) -> dict[str, np.ndarray]:
+    """The rows of a global batch that stand at `place`, on every process."""
+    return {name: rows[: place.stop - place.start] for name, rows in to_host(batch).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +87,7 @@ class SliceSet:
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
         arrays: dict[str, np.ndarray] = {}
         for place, batch in read_batches(dataset, fields, positions, f"encode {split}"):
-            for name, part in _encode_batch(decomposer, batch).items():
+            for name, part in valid_rows(_encode_batch(decomposer, batch), place).items():
                 if name not in arrays:
                     arrays[name] = scratch((len(positions), *part.shape[1:]), part.dtype)
                 arrays[name][place] = part
@@ -122,23 +130,28 @@ class SliceSet:
         return self.lesion_area > 0
 
 
-def _encode_batch(decomposer: Decomposer, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    output = decompose(decomposer, batch["image"])
+def _encode_batch(decomposer: Decomposer, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Of a global batch, what a `SliceSet` keeps."""
+    output = decomposer.decompose(batch["image"])
     labels = {name: batch[name] for name in ("label", "anatomy") if name in batch}
-    return labels | {name: getattr(output, name) for name in KEPT} | {
-        "thumbnail": shrink(batch["image"]),
-        "segmentation": output.segmentation.argmax(-1).astype(np.uint8),
-        "lesion_probability": output.segmentation[..., 1:].sum(-1).mean((1, 2)),
-    }
+    kept = {name: getattr(output, name) for name in KEPT}
+    return labels | kept | {"thumbnail": shrink(batch["image"])} | _summary(output.segmentation)
 
 
-def shrink(images: Float[np.ndarray, "n s s c"]) -> Float[np.ndarray, "n t t c"]:
+@jax.jit
+def shrink(images: Float[jax.Array, "n s s c"]) -> Float[jax.Array, "n t t c"]:
     """Means of square groups of pixels, so that the side is about `THUMBNAIL`; smaller images as they are."""
     size = images.shape[1]
     factor = next(factor for factor in range(max(size // THUMBNAIL, 1), 0, -1) if size % factor == 0)
-    if factor == 1:
-        return images
-    return np.asarray(cell_means(jnp.asarray(images, jnp.float32), size // factor)).astype(images.dtype)
+    return cell_means(images.astype(jnp.float32), size // factor).astype(images.dtype) if factor > 1 else images
+
+
+@jax.jit
+def _summary(segmentation: Float[jax.Array, "n s s k"]) -> dict[str, jax.Array]:
+    return {
+        "segmentation": segmentation.argmax(-1).astype(jnp.uint8),
+        "lesion_probability": segmentation[..., 1:].sum(-1).mean((1, 2)),
+    }
 
 
 def lesion_side(label: UInt8[np.ndarray, "n s s"]) -> Integer[np.ndarray, "n"]:

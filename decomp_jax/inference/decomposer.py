@@ -23,8 +23,8 @@ from decomp_jax.training.checkpoint import digest, restore_for_inference
 class CodeIndices:
     """Indices of the codes of both paths."""
 
-    normal_indices: Integer[np.ndarray, "b h w"]
-    abnormal_indices: Integer[np.ndarray, "b h w"]
+    normal_indices: Integer[np.ndarray | jax.Array, "b h w"]
+    abnormal_indices: Integer[np.ndarray | jax.Array, "b h w"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Decomposition:
             code, else minus the mean distance to the nearest lesion code (equation 3's d); larger is more abnormal.
     """
 
-    x_plus: Float[np.ndarray, "b s s c"]
-    x_minus: Float[np.ndarray, "b s s c"]
-    segmentation: Float[np.ndarray, "b s s k"]
-    normal_indices: Integer[np.ndarray, "b h w"]
-    abnormal_indices: Integer[np.ndarray, "b h w"]
-    z_e_normal: Float[np.ndarray, "b h w d"]
-    z_e_abnormal: Float[np.ndarray, "b h w d"]
-    abnormality: Float[np.ndarray, "b"]
+    x_plus: Float[np.ndarray | jax.Array, "b s s c"]
+    x_minus: Float[np.ndarray | jax.Array, "b s s c"]
+    segmentation: Float[np.ndarray | jax.Array, "b s s k"]
+    normal_indices: Integer[np.ndarray | jax.Array, "b h w"]
+    abnormal_indices: Integer[np.ndarray | jax.Array, "b h w"]
+    z_e_normal: Float[np.ndarray | jax.Array, "b h w d"]
+    z_e_abnormal: Float[np.ndarray | jax.Array, "b h w d"]
+    abnormality: Float[np.ndarray | jax.Array, "b"]
 
 
 class Decomposer:
@@ -110,12 +110,12 @@ class Decomposer:
         """Side of the code grid."""
         return self._model.grid
 
-    def encode(self, images: Float[np.ndarray, "b s s c"]) -> CodeIndices:
-        """Codes by the encoder alone."""
+    def encode(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> CodeIndices:
+        """Codes by the encoder alone; global arrays of a global batch, NumPy arrays of one that every process holds."""
         return CodeIndices(*self._on_devices(self._encode, images))
 
-    def decompose(self, images: Float[np.ndarray, "b s s c"]) -> Decomposition:
-        """Codes, latents, segmentation and both paintings."""
+    def decompose(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> Decomposition:
+        """Codes, latents, segmentation and both paintings; global arrays of a global batch, as `encode`."""
         return Decomposition(**self._on_devices(self._decompose, images))
 
     def paint(
@@ -124,8 +124,13 @@ class Decomposer:
         """x_plus of codes, which may come from two images: anatomy of the one, lesion of the other."""
         return self._on_devices(self._paint, normal_indices, abnormal_indices)
 
-    def _on_devices(self, function: Callable[..., Any], *batches: np.ndarray) -> Any:
-        """Splits batches, the same on every process, over all devices (padded to a multiple) and gathers the result."""
+    def _on_devices(self, function: Callable[..., Any], *batches: np.ndarray | jax.Array) -> Any:
+        """Splits batches, the same on every process, over all devices (padded to a multiple) and gathers the result.
+
+        What is on the devices already stays there, and so does its result.
+        """
+        if isinstance(batches[0], jax.Array):
+            return function(self._variables, *batches)
         valid, devices = len(batches[0]), self._mesh.size
         padded = [np.concatenate([batch, np.repeat(batch[-1:], -valid % devices, 0)]) for batch in batches]
         placed = [split_over(self._mesh, batch) for batch in padded]

@@ -9,9 +9,8 @@ from tqdm import tqdm
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.retrieval import BankWriter
-
-BATCH_SIZE = 64
 
 
 def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | Path) -> None:
@@ -39,8 +38,9 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
     writes = jax.process_index() == 0
     progress = {"total": len(dataset), "unit": "slice", "desc": f"encode {split}", "disable": not writes}
     with writer if writes else contextlib.nullcontext(), tqdm(**progress) as bar:
-        for batch, valid in split_batches(dataset, ("image",), BATCH_SIZE):
+        for batch, count in split_batches(dataset, ("image",), data_mesh()):
             codes = decomposer.encode(batch["image"])
+            normal, abnormal = to_host((codes.normal_indices, codes.abnormal_indices))
             if writes:
-                writer.append(codes.normal_indices[:valid], codes.abnormal_indices[:valid])
-            bar.update(valid)
+                writer.append(normal[:count], abnormal[:count])
+            bar.update(count)

@@ -35,7 +35,7 @@ from decomp_jax.training.step import compile_train_step
 from decomp_jax.training.validation import Validation
 
 # Settings that may change when a run goes on.
-FREE = tuple(f"--config.train.{name}" for name in ("checkpoint_every", "log_every", "eval_every", "tensorboard"))
+FREE = tuple(f"--config.train.{name}" for name in ("checkpoint_every", "log_every", "eval_every", "eval_slices", "tensorboard"))
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

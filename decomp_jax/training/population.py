@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
-from decomp_jax.mesh import split_over
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.training.state import State
 
@@ -33,10 +32,9 @@ def with_population_statistics(
     labelled = np.random.default_rng(0).permutation(np.flatnonzero(dataset.rows["labelled"]))
     rows = labelled[: max(min(images, len(labelled)) // batch_size, 1) * batch_size]
     statistics = []
-    for batch, _ in split_batches(dataset, ("image",), batch_size, rows):
+    for batch, _ in split_batches(dataset, ("image",), mesh, batch_size=batch_size, rows=rows):
         check()
-        placed = split_over(mesh, batch["image"])
-        statistics.append(_batch_statistics(state.params, state.batch_stats, placed, model=model))
+        statistics.append(_batch_statistics(state.params, state.batch_stats, batch["image"], model=model))
     return state.replace(batch_stats=jax.tree.map(lambda *values: sum(values) / len(values), *statistics))
 
 

@@ -14,10 +14,9 @@ from decomp_jax.config import Config
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.losses.objective import objective
-from decomp_jax.mesh import split_over, to_host
+from decomp_jax.mesh import to_host
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.retrieval import CodeBank, relevance
-from decomp_jax.retrieval.bank import PARTS
 from decomp_jax.training.state import State
 from decomp_jax.types import Targets
 
@@ -27,7 +26,7 @@ QUERY_BLOCK = 256
 
 
 class Validation:
-    """Called with a state, returns metrics by name; `check` is called before each batch and may raise.
+    """Called with a state, returns metrics by name.
 
     Retrieval is leave-one-patient-out among the validation slices: the mean Dice (over classes, then queries) of the
     `HITS` nearest slices of other patients, for lesions by the abnormal code and for anatomy by the normal code.
@@ -36,13 +35,15 @@ class Validation:
     def __init__(
         self, config: Config, model: DecompositionNet, mesh: Mesh, dataset: SliceDataset, check: Callable[[], None]
     ) -> None:
-        self._dataset, self._model, self._mesh, self._check = dataset, model, mesh, check
-        self._labelled = np.flatnonzero(dataset.rows["labelled"])
-        self._batch_size = min(config.train.batch_size, -(-len(self._labelled) // mesh.size) * mesh.size)
+        self._config, self._dataset, self._model, self._mesh, self._check = config, dataset, model, mesh, check
+        self._positions = _spread(np.flatnonzero(dataset.rows["labelled"]), config.train.eval_slices)
+        self._rows = dataset.rows[self._positions]
         self._targets = {"abnormal": ("label", len(dataset.settings.lesion_classes))}
         if dataset.settings.anatomy_classes:
             self._targets["normal"] = ("anatomy", len(dataset.settings.anatomy_classes))
-        self._measure = jax.jit(functools.partial(_measure, model=model, config=config))
+        self._measure = jax.jit(functools.partial(
+            _measure, model=model, config=config, classes=len(dataset.settings.lesion_classes)
+        ))
         self._paint = jax.jit(functools.partial(_paint, model=model))
 
     @classmethod
@@ -56,67 +57,62 @@ class Validation:
         return cls(config, model, mesh, dataset, check) if dataset.rows["labelled"].any() else None
 
     def __call__(self, state: State) -> dict[str, float]:
-        passes, kept, counts = [], [], 0
-        for batch, valid, (terms, arrays) in self._passes(self._measure, state, self._labelled):
-            arrays = {name: value[:valid] for name, value in arrays.items()}
-            passes.append((valid, terms))
-            counts = counts + self._pixel_counts(batch["label"][:valid], arrays["predicted"])
-            kept.append({name: batch[name][:valid] for name, _ in self._targets.values()}
-                        | {f"{path}_indices": arrays[f"{path}_indices"].astype(np.uint16) for path in PARTS})
-        values = {
-            f"val/{name}": float(sum(valid * terms[name] for valid, terms in passes) / len(self._labelled))
-            for name in passes[0][1]
-        }
-        for name, (shared, either) in zip(self._dataset.settings.lesion_classes, counts):
+        sums, pixels, kept = [], 0, []
+        for batch, count, (terms, counts, codes) in self._passes(self._measure, state, self._positions):
+            sums.append(terms)
+            pixels = pixels + counts.astype(np.int64)
+            labels = to_host({name: batch[name] for name, _ in self._targets.values()})
+            kept.append({name: value[:count] for name, value in (labels | codes).items()})
+        values = {f"val/{name}": float(sum(terms[name] for terms in sums) / len(self._positions)) for name in sums[0]}
+        for name, (shared, either) in zip(self._dataset.settings.lesion_classes, pixels):
             values[f"val/segmentation_dice/{name}"] = float(2 * shared / max(either, 1))
         arrays = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
         return values | self._retrieval(arrays, state.params)
 
     def panels(self, state: State) -> dict[str, np.ndarray]:
         """Input, x_plus and x_minus side by side [PANELS,S,3S,1], of slices spread over those with a lesion."""
-        rows = self._labelled[self._dataset.rows["has_abnormality"][self._labelled]]
-        rows = rows if len(rows) else self._labelled
-        rows = rows[np.linspace(0, len(rows) - 1, PANELS).astype(int)]
-        panels = [panel[:valid] for _, valid, panel in self._passes(self._paint, state, rows)]
+        abnormal = self._positions[self._rows["has_abnormality"]]
+        positions = _spread(abnormal if len(abnormal) else self._positions, PANELS)
+        panels = [panel[:count] for _, count, panel in self._passes(self._paint, state, positions)]
         return {"val/image_plus_minus": np.concatenate(panels)}
 
     def _passes(
-        self, function: Callable[..., Any], state: State, rows: np.ndarray
-    ) -> Iterator[tuple[dict[str, np.ndarray], int, Any]]:
-        """Padded batches {image, label, anatomy} of the rows, how many rows of each are valid, what `function` gives."""
+        self, function: Callable[..., Any], state: State, positions: np.ndarray
+    ) -> Iterator[tuple[dict[str, Array], int, Any]]:
+        """Global batches {image, label, anatomy, valid}, how many rows of each count, what `function` gives."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
         fields = ("image", *(name for name, _ in self._targets.values()))
-        for batch, valid in split_batches(self._dataset, fields, self._batch_size, rows):
+        for batch, count in split_batches(
+            self._dataset, fields, self._mesh,
+            batch_size=self._config.train.batch_size, rows=positions, config=self._config.data,
+        ):
             self._check()
-            placed = {name: split_over(self._mesh, batch[name]) for name in ("image", "label")}
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            yield batch, valid, to_host(function(variables, placed))
-
-    def _pixel_counts(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """Pixels [classes,2] of each lesion class in both maps, and in the one plus those in the other."""
-        return np.array([
-            (np.sum((label == c) & (predicted == c)), np.sum(label == c) + np.sum(predicted == c))
-            for c in range(1, len(self._dataset.settings.lesion_classes) + 1)
-        ])
+            yield batch, count, to_host(function(variables, batch))
 
     def _retrieval(self, arrays: dict[str, np.ndarray], params: Any) -> dict[str, float]:
-        rows = self._dataset.rows[self._labelled]
         normal_codebook, abnormal_codebook = self._model.apply({"params": params}, method="codebooks")
         bank = CodeBank.from_arrays(
             normal_indices=arrays["normal_indices"],
             abnormal_indices=arrays["abnormal_indices"],
             normal_codebook=np.asarray(normal_codebook),
             abnormal_codebook=np.asarray(abnormal_codebook),
-            rows=rows,
+            rows=self._rows,
         )
         values: dict[str, float] = {}
         for path, (name, classes) in self._targets.items():
-            queries = np.flatnonzero(rows["has_abnormality"]) if path == "abnormal" else np.arange(len(rows))
+            asks = self._rows["has_abnormality"] if path == "abnormal" else np.ones(len(self._rows), bool)
+            queries = np.flatnonzero(asks)
             indices = getattr(bank, f"{path}_indices")[queries]
-            hits = bank.search(**{path: indices}, k=HITS, exclude=rows["patient_id"][queries])
+            hits = bank.search(**{path: indices}, k=HITS, exclude=self._rows["patient_id"][queries])
             gains = relevance.mean_gain(_dice_of_hits(arrays[name], queries, np.asarray(hits.rows), classes), HITS)
             if not np.isnan(gains).all():  # a single validation patient has nobody to be compared with
                 values[f"val/retrieval/{path}_dice@{HITS}"] = float(np.nanmean(gains))
         return values
+
+
+def _spread(positions: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the positions, at even distances."""
+    return positions[np.linspace(0, len(positions) - 1, min(most, len(positions))).astype(int)]
 
 
 def _dice_of_hits(
@@ -135,23 +131,30 @@ def _pair_dice(query: UInt8[Array, "q s s"], hits: UInt8[Array, "q k s s"], *, c
 
 
 def _measure(
-    variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet, config: Config
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Terms of the objective; codes and predicted labels."""
-    image, label = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32)
+    variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet, config: Config, classes: int
+) -> tuple[dict[str, Array], Int[Array, "classes 2"], dict[str, Array]]:
+    """Of the valid rows the sums of all terms, and pixels of each class in both maps and in either; all rows' codes."""
+    image, label, valid = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32), batch["valid"]
     outputs = model.apply(variables, image, quantised=1.0, train=False)
     total, terms = objective(
         outputs,
         Targets(image, label, image, label),
         config.objective,
         nothing=bool(config.model.nothing_threshold),
+        valid=valid,
     )
-    arrays = {
-        "normal_indices": outputs.codes.normal_indices,
-        "abnormal_indices": outputs.codes.abnormal_indices,
-        "predicted": outputs.seg_logits.argmax(-1).astype(jnp.uint8),
+    means = {"loss/total": total} | {f"term/{name}": mean for name, mean in terms.items()}
+    predicted = jnp.where(valid[:, None, None], outputs.seg_logits.argmax(-1), 0)
+    true = jnp.where(valid[:, None, None], label, 0)
+    pixels = jnp.array([
+        [jnp.sum((true == c) & (predicted == c)), jnp.sum(true == c) + jnp.sum(predicted == c)]
+        for c in range(1, classes + 1)
+    ])
+    codes = {
+        "normal_indices": outputs.codes.normal_indices.astype(jnp.uint16),
+        "abnormal_indices": outputs.codes.abnormal_indices.astype(jnp.uint16),
     }
-    return {"loss/total": total, **{f"term/{name}": value for name, value in terms.items()}}, arrays
+    return {name: valid.sum() * mean for name, mean in means.items()}, pixels, codes
 
 
 def _paint(variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet) -> Array:

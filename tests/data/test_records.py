@@ -1,51 +1,59 @@
-import csv
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
-from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.records import SliceDataset, read_manifest
+from decomp_jax.data.schema import content_digest
 from decomp_jax.errors import UserError
 from tests.conftest import run_python
 
 
 def test_rows_and_records_agree(phantom):
     dataset = SliceDataset(phantom, "train")
-    assert len(dataset) == len(dataset.rows) == json.loads((phantom / "manifest.json").read_text())["splits"]["train"]["slices"]
+    assert len(dataset) == len(dataset.rows) == read_manifest(phantom)["splits"]["train"]["slices"]
     for i in (0, len(dataset) // 2, len(dataset) - 1):
         record = dataset[i]
-        assert record["patient_id"].decode() == dataset.rows["patient_id"][i]
-        assert record["slice_index"] == dataset.rows["slice_index"][i]
-        assert (record["label"].any()) == dataset.rows["has_abnormality"][i]
+        assert record.keys() == {"image", "label", "anatomy", "healthy"}
+        assert record["label"].any() == dataset.rows["has_abnormality"][i]
         assert record["image"].shape == (64, 64, 1) and record["image"].dtype == np.float16
 
 
-def test_records_equal_tensorflow_datasets(phantom):
+def test_tensorflow_datasets_reads_the_same(phantom, tmp_path):
     """The oracle reads with TensorFlow, in a process of its own."""
     code = """
 import sys, numpy as np, tensorflow_datasets as tfds
-split = tfds.builder_from_directory(sys.argv[1]).as_dataset(split="query")
-total = sum(np.asarray(r["image"], np.float64).sum() + int(r["label"].numpy().sum()) for r in split)
-print(total)
+split = tfds.builder_from_directory(sys.argv[1]).as_dataset(split="train")
+records = [{name: value.numpy() for name, value in record.items()} for record in split]
+np.savez(sys.argv[2], **{name: np.stack([record[name] for record in records]) for name in records[0]})
 """
-    done = run_python("-c", code, next(phantom.glob("slices/*")))
-    dataset = SliceDataset(phantom, "query")
-    arrays = dataset.stack(("image", "label"))
+    done = run_python("-c", code, phantom / "slices", tmp_path / "read.npz")
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(
-        arrays["image"].astype(np.float64).sum() + arrays["label"].astype(int).sum()
-    )
+    read, dataset = np.load(tmp_path / "read.npz"), SliceDataset(phantom, "train")
+    assert {*read} == {*dataset.settings.fields}
+    for names in (("image", "label"), ("healthy",), ("label", "anatomy", "healthy", "image")):
+        for name, values in dataset.stack(names).items():
+            assert values.dtype == read[name].dtype and np.array_equal(values, read[name]), name
+
+
+def test_some_rows_in_their_order(phantom):
+    dataset = SliceDataset(phantom, "train")
+    some = dataset.stack(("anatomy", "image"), [7, 2, 7])
+    whole = dataset.stack(("anatomy", "image"))
+    assert all(np.array_equal(some[name], whole[name][[7, 2, 7]]) for name in some)
+    assert dataset.stack(("image",), [])["image"].shape == (0, 64, 64, 1)
 
 
 def test_reading_needs_no_tensorflow(phantom):
     code = """
 import sys
 from decomp_jax.data.records import SliceDataset
-print(SliceDataset(sys.argv[1], "query")[0]["image"].shape, "tensorflow" in sys.modules)
+print(SliceDataset(sys.argv[1], "query")[0]["image"].shape, [name for name in sys.modules if "tensorflow" in name])
 """
     done = run_python("-c", code, phantom)
-    assert done.stdout.strip() == "(64, 64, 1) False", done.stderr
+    assert done.stdout.strip() == "(64, 64, 1) []", done.stderr
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def copy(phantom, tmp_path):
 
 
 def shard(folder):
-    return next(folder.glob("slices/*/*query.tfrecord*"))
+    return next(folder.glob("slices/*query.tfrecord*"))
 
 
 def test_flipped_byte_is_detected(copy):
@@ -70,15 +78,79 @@ def test_flipped_byte_is_detected(copy):
 def test_cut_shard_is_detected(copy, missing):
     data = shard(copy).read_bytes()
     shard(copy).write_bytes(data[:-missing])
-    with pytest.raises(UserError, match="cut short|damaged"):
+    with pytest.raises(UserError, match="cut short"):
         SliceDataset(copy, "query")
+
+
+def test_shard_cut_while_it_is_read_is_detected(copy):
+    dataset = SliceDataset(copy, "query")
+    os.truncate(shard(copy), 1000)
+    with pytest.raises(UserError, match="cut short"):
+        dataset[0]
+
+
+def test_shards_are_one_sequence(copy):
+    """Two shards in place of one, as large data sets have."""
+    whole = SliceDataset(copy, "query").stack(("image",))["image"]
+    manifest = json.loads((copy / "manifest.json").read_text())
+    data, cut = shard(copy).read_bytes(), 3 * manifest["record"]["bytes"]
+    del manifest["files"][str(shard(copy).relative_to(copy))]
+    shard(copy).unlink()
+    for i, part in enumerate((data[:cut], data[cut:])):
+        path = copy / "slices" / f"slices-query.tfrecord-{i:05d}-of-00002"
+        path.write_bytes(part)
+        manifest["files"][f"slices/{path.name}"] = ""
+    manifest["digest"] = content_digest(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    dataset = SliceDataset(copy, "query")
+    np.testing.assert_array_equal(dataset.stack(("image",))["image"], whole)
+    np.testing.assert_array_equal(dataset.stack(("image",), [3, 2, 0])["image"], whole[[3, 2, 0]])
 
 
 def test_missing_record_is_detected(copy):
-    lines = (copy / "slices.csv").read_text().splitlines(keepends=True)
-    (copy / "slices.csv").write_text("".join(lines) + next(line for line in lines if line.startswith("query")))
-    with pytest.raises(UserError, match="prepare it again"):
+    rows = np.load(copy / "rows-query.npy")
+    np.save(copy / "rows-query.npy", rows[:-1])
+    with pytest.raises(UserError, match=f"{len(rows)} records, {len(rows) - 1} rows"):
         SliceDataset(copy, "query")
+
+
+@pytest.mark.parametrize("name", ["rows-query.npy", "slices/slices-query.tfrecord-00000-of-00001"])
+def test_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: not found"):
+        SliceDataset(copy, "query")
+
+
+@pytest.mark.parametrize("rows", [b"", b"\x93NUMPY", np.zeros(3), np.zeros(3, [("patient_id", "U3")])])
+def test_damaged_rows_are_named(copy, rows):
+    if isinstance(rows, bytes):
+        (copy / "rows-query.npy").write_bytes(rows)
+    else:
+        np.save(copy / "rows-query.npy", rows)
+    with pytest.raises(UserError, match="rows-query.npy: .*prepare the data again"):
+        SliceDataset(copy, "query")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"format_version": 1}, "manifest.json: not of format 2; prepare the data again with this version"),
+    ({"files": None}, "manifest.json: damaged or edited"),
+    ({"splits": ["query"]}, "manifest.json: damaged or edited"),
+    ({"digest": "0"}, "manifest.json: damaged or edited"),
+    ({"record": {"bytes": 10}}, "manifest.json: damaged or edited"),
+    ({"settings": {"source": "phantom", "size": 32}}, "manifest.json: damaged or edited"),
+])
+def test_damaged_manifest_is_named(copy, change, message):
+    path = copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        SliceDataset(copy, "query")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "\0"])
+def test_other_files_named_manifest_are_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="manifest.json: not .*prepare the data again"):
+        SliceDataset(tmp_path, "query")
 
 
 def test_missing_data_and_split_are_named(phantom, tmp_path):
@@ -86,16 +158,3 @@ def test_missing_data_and_split_are_named(phantom, tmp_path):
         SliceDataset(tmp_path, "train")
     with pytest.raises(UserError, match="no split 'test'"):
         SliceDataset(phantom, "test")
-
-
-def test_extra_columns_travel_as_numbers_or_text(copy):
-    with (copy / "slices.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    for i, line in enumerate(lines):
-        line |= {"grade": str(i % 3), "tumour": f"type {i % 2}"}
-    with (copy / "slices.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
-    rows = SliceDataset(copy, "query").rows
-    assert rows["grade"].dtype == np.float64 and set(rows["tumour"]) == {"type 0", "type 1"}

@@ -1,6 +1,5 @@
 """Tiny NIfTI patients and a way to run `python -m data_prep` in this process."""
 
-import csv
 import gzip
 import json
 import struct
@@ -13,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_prep.__main__ import parser
+from decomp_jax.data.schema import SPLITS
 
 LPS = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 39], [0, 0, 1, 0], [0, 0, 0, 1]])  # of BraTS, on a grid of 40
 SHAPE = (40, 40, 6)
@@ -64,23 +64,28 @@ def manifest(out: Path) -> dict[str, Any]:
     return json.loads((out / "manifest.json").read_text())
 
 
-def table(out: Path) -> list[dict[str, str]]:
-    with open(out / "slices.csv", newline="") as file:
-        return list(csv.DictReader(file))
+def table(out: Path) -> list[dict[str, Any]]:
+    """The rows of all splits, each with its split."""
+    splits = {split: np.load(out / f"rows-{split}.npy") for split in SPLITS if (out / f"rows-{split}.npy").exists()}
+    return [
+        {"split": split, **dict(zip(rows.dtype.names, row))} for split, rows in splits.items() for row in rows.tolist()
+    ]
 
 
 def records(out: Path, split: str) -> list[dict[str, Any]]:
-    """The records of a split, in the order of the shards."""
-    folder = out / "slices" / "1.0.0"
-    features = tfds.features.FeaturesDict.from_config(str(folder))
-    found = []
-    for path in sorted(folder.glob(f"slices-{split}.tfrecord-*")):
+    """The records of a split as TensorFlow Datasets reads them, each with its row."""
+    rows = np.load(out / f"rows-{split}.npy")
+    features = tfds.features.FeaturesDict.from_config(str(out / "slices"))
+    records = []
+    for path in sorted((out / "slices").glob(f"slices-{split}.tfrecord-*")):
         data, start = path.read_bytes(), 0
         while start < len(data):
             (length,) = struct.unpack_from("<Q", data, start)
-            found.append(features.deserialize_example_np(data[start + 12 : start + 12 + length]))
+            records.append(features.deserialize_example_np(data[start + 12 : start + 12 + length]))
             start += length + 16
-    return found
+    return [
+        {**dict(zip(rows.dtype.names, row)), **record} for row, record in zip(rows.tolist(), records, strict=True)
+    ]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from PIL import Image
 from skimage.measure import block_reduce
 
 from data_prep.images import mask_values
+from decomp_jax.data.records import SliceDataset
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.picture import FOREGROUND, load_mask, load_picture, prepare_picture
@@ -94,13 +95,13 @@ def test_a_fold_becomes_the_queries_and_columns_travel(tmp_path):
     rows = table(tmp_path / "out")
     assert {row["split"] for row in rows} == {"train", "validation", "query"}
     assert all((row["split"] == "query") == (row["fold"] == "2") for row in rows)
-    assert all(row["kind"] == f"kind {int(row['image'][0]) % 2}" and row["position_mm"] == "nan" for row in rows)
-    assert [row["labelled"] for row in rows if row["image"] == "9.png"] == ["0"]
+    assert all(row["kind"] == f"kind {int(row['image'][0]) % 2}" and np.isnan(row["position_mm"]) for row in rows)
+    assert [row["labelled"] for row in rows if row["image"] == "9.png"] == [False]
     known = manifest(tmp_path / "out")
     assert known["settings"]["lesion_classes"] == ["lesion"] and known["settings"]["modalities"] == ["image"]
     assert known["source"]["patients"] == "unknown: each image is its own patient"
     record = records(tmp_path / "out", "query")[0]
-    expected = prepare_picture(source.parent / record["patient_id"].decode(), Settings.from_json(known["settings"]))
+    expected = prepare_picture(source.parent / record["patient_id"], Settings.from_json(known["settings"]))
     np.testing.assert_array_equal(record["image"], expected)
     np.testing.assert_array_equal(record["label"], (mask() > 0)[1::2, 1::2])
 
@@ -109,7 +110,7 @@ def test_classes_follow_from_the_masks(tmp_path):
     source = save_set(tmp_path / "set", (1, 5, 2, 1, 5, 2, 1, 1))
     prepare("images", "--table", source, "--out", tmp_path / "out", "--size", 64)
     assert manifest(tmp_path / "out")["settings"]["lesion_classes"] == ["class 1", "class 2", "class 5"]
-    label_of = {b"0.png": 1, b"1.png": 3, b"2.png": 2}
+    label_of = {"0.png": 1, "1.png": 3, "2.png": 2}
     for split in manifest(tmp_path / "out")["splits"]:
         for record in records(tmp_path / "out", split):
             if expected := label_of.get(record["patient_id"]):
@@ -142,6 +143,18 @@ def test_broken_tables_are_refused(tmp_path, old, new, reason):
     source.write_text(source.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=f"table.csv: .*{reason}.*; "):
         prepare("images", "--table", source, "--out", tmp_path / "out")
+
+
+def test_columns_of_any_name_and_look_stay_text(tmp_path):
+    """The index that DataFrame.to_csv() writes has no name."""
+    source = save_set(tmp_path / "set", columns="kind,fold")
+    head, *lines = source.read_text().splitlines()
+    source.write_text("\n".join([f",{head}", *(f"{i},{line}" for i, line in enumerate(lines))]) + "\n")
+    prepare("images", "--table", source, "--out", tmp_path / "out", "--size", 16)
+    for split in manifest(tmp_path / "out")["splits"]:
+        rows = SliceDataset(tmp_path / "out", split).rows
+        assert rows.dtype["fold"].kind == rows.dtype["unnamed"].kind == "U"
+        assert {*rows["fold"]} <= {"0", "1", "2"}
 
 
 def test_folds_that_are_not_there_are_refused(tmp_path):

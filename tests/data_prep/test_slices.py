@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import hashlib
 import os
@@ -13,10 +14,10 @@ import pytest
 import slow_source
 from tests.data_prep.conftest import damage, manifest, prepare, records, save_patient, table
 
-from data_prep import phantom
-from data_prep.slices import write_dataset
+from data_prep import phantom, shards
+from data_prep.slices import PatientSlices, write_dataset
 from data_prep.splits import PATIENT_SHARES, PHANTOM_SHARES, split_by_hash
-from decomp_jax.data.schema import SLICE_COLUMNS, SPLITS
+from decomp_jax.data.schema import ROW_COLUMNS, SPLITS
 from decomp_jax.errors import UserError
 
 
@@ -32,23 +33,25 @@ def write(out: Path, **options) -> None:
     })
 
 
+def with_columns(patient_id: str, *, grades: dict[str, list[str]]) -> PatientSlices:
+    patient = slow_source.patient(patient_id, seed=0, size=8)
+    return dataclasses.replace(patient, columns={"grade": np.array(grades[patient_id]), "age": np.full(3, 40.5)})
+
+
 def contents(folder: Path) -> dict[str, str]:
     """File -> checksum."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_records_follow_the_table(tmp_path):
+def test_records_follow_the_rows(tmp_path):
     write(tmp_path / "out")
     rows = table(tmp_path / "out")
-    assert tuple(rows[0]) == SLICE_COLUMNS
+    assert tuple(rows[0]) == ("split", *ROW_COLUMNS)
     assert [row["split"] for row in rows] == sorted((row["split"] for row in rows), key=SPLITS.index)
     for split in SPLITS:
-        expected = [(row["patient_id"], int(row["slice_index"])) for row in rows if row["split"] == split]
-        found = records(tmp_path / "out", split)
-        assert [(r["patient_id"].decode(), r["slice_index"]) for r in found] == expected
-        for record in found:
-            stack = slow_source.patient(record["patient_id"].decode(), seed=0, size=8).image
+        for record in records(tmp_path / "out", split):
+            stack = slow_source.patient(record["patient_id"], seed=0, size=8).image
             np.testing.assert_array_equal(record["image"], stack[record["slice_index"]])
             assert record["image"].dtype == np.float16 and record["label"].dtype == np.uint8
 
@@ -61,7 +64,9 @@ def test_the_manifest_counts(tmp_path):
         "train": {"patients": 5, "slices": 15}, "validation": {"patients": 1, "slices": 3},
         "query": {"patients": 1, "slices": 3}, "reference": {"patients": 2, "slices": 6},
     }
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "slices", "slices.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json", *sorted(f"rows-{split}.npy" for split in SPLITS), "slices"
+    ]
 
 
 def test_bytes_depend_neither_on_the_workers_nor_on_the_process(tmp_path):
@@ -79,13 +84,29 @@ def test_the_digest_depends_on_every_byte(tmp_path):
     assert manifest(tmp_path / "a")["digest"] != manifest(tmp_path / "b")["digest"]
 
 
-def test_large_splits_keep_their_order_on_disk(tmp_path, monkeypatch):
-    from tensorflow_datasets.core import shuffle
+def test_shards_of_equal_length_and_a_rest(tmp_path, monkeypatch):
+    write(tmp_path / "one")
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1000)
+    write(tmp_path / "many")
+    one, many = (records(tmp_path / name, "train") for name in ("one", "many"))
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "many" / "slices").glob("slices-train.tfrecord-*"))]
+    assert len(sizes) > 2 and {*sizes[:-1]} == {max(sizes)} and max(sizes) <= 1000
+    for a, b in zip(one, many, strict=True):
+        assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    assert manifest(tmp_path / "many")["files"].keys() == contents(tmp_path / "many").keys() - {
+        "manifest.json", "slices/features.json", "slices/dataset_info.json"
+    }
 
-    write(tmp_path / "memory")
-    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 100)
-    write(tmp_path / "disk")
-    assert contents(tmp_path / "memory") == contents(tmp_path / "disk")
+
+def test_columns_keep_their_type(tmp_path):
+    grades = {f"patient-{i:04d}": ["1", "2", "03"] if i < 8 else ["a", "b", "a long name"] for i in range(9)}
+    prepare = functools.partial(with_columns, grades=grades)
+    write(tmp_path / "out", prepare=prepare, columns={"grade": "U11", "age": "f4"})
+    for split in SPLITS:
+        rows = np.load(tmp_path / "out" / f"rows-{split}.npy")
+        assert rows.dtype["grade"] == "U11" and rows.dtype["age"] == np.float32
+        assert rows["grade"].tolist() == [grades[row["patient_id"]][row["slice_index"]] for row in rows]
+        assert rows["age"].tolist() == [40.5] * len(rows)
 
 
 def test_records_can_be_read_without_tensorflow(tmp_path):
@@ -100,18 +121,24 @@ def test_records_can_be_read_without_tensorflow(tmp_path):
 
 def test_an_existing_folder_is_not_touched(tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="--out .*out: exists already"):
+    with pytest.raises(UserError, match="out: exists already"):
         write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_two_runs_into_one_folder_leave_each_other_alone(tmp_path):
+    first, second = runs = [start_run(tmp_path / "out") for _ in range(2)]
+    errors = [run.communicate(timeout=500)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], errors
+    refusal = errors[first.returncode == 0]
+    assert "out: exists already" in refusal.splitlines()[-1] and "Traceback" not in refusal
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"] and manifest(tmp_path / "out")["patients"] == 8
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--out .*: .*name a directory that can be written"):
-        write(tmp_path / "file" / "out")
-
-
-def test_what_a_killed_run_left_is_cleared(tmp_path):
-    (tmp_path / "out.partial" / "slices" / "1.0.0").mkdir(parents=True)
-    write(tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"] and manifest(tmp_path / "out")["patients"] == 9
+    _, errors = (run := start_run(tmp_path / "file" / "out")).communicate(timeout=500)
+    assert run.returncode == 2 and "Traceback" not in errors and errors.splitlines()[-1].endswith("name another path")
 
 
 def test_a_broken_patient_stops_and_leaves_nothing(tmp_path, brats):
@@ -129,7 +156,7 @@ def test_broken_patients_are_skipped_and_listed(tmp_path, brats):
     splits = tmp_path / "splits.csv"
     names = sorted(path.name for path in brats.iterdir())
     splits.write_text("patient_id,split\n" + "".join(f"{n},{'query' if n[-1] == '7' else 'train'}\n" for n in names))
-    prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 32, "--splits", splits, "--on-error", "skip")
+    prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 32, "--splits", splits, "--on_error", "skip")
     known = manifest(tmp_path / "out")
     assert known["patients"] == 10 and known["splits"].keys() == {"train", "query"}
     assert [entry["patient_id"] for entry in known["skipped"]] == ["BraTS2021_00003", "BraTS2021_00004"]
@@ -176,7 +203,7 @@ def start_run(out: Path, **environment: str) -> subprocess.Popen:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing(tmp_path, number):
     run = start_run(tmp_path / "out", FAULT="linger")
-    while not list(tmp_path.glob("out.partial/slices/*")):
+    while not list(tmp_path.glob(".out.partial-*/slices")):
         assert run.poll() is None
         time.sleep(0.1)
     run.send_signal(number)

@@ -20,7 +20,7 @@ class Blind(FakeDecomposer):
     """Sees no lesion in the right half of the image."""
 
     def decompose(self, images: np.ndarray) -> Decomposition:
-        halved = images.copy()
+        halved = np.array(images)
         half = images.shape[2] // 2
         halved[:, :, half:] = np.where(halved[:, :, half:] > 0, 0.6, 0)
         seen, whole = super().decompose(halved), super().decompose(images)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from decomp_jax.inference import encode
 from decomp_jax.retrieval import CodeBank
@@ -16,7 +17,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads], decomposer:
     """Batches that `encode_split` is given of the reference images: those in the list, then an interrupt."""
     batches = []
 
-    def split_batches(dataset: Heads, names: tuple[str, ...], size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    def split_batches(dataset: Heads, names: tuple[str, ...], mesh: Mesh) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         for some in batches:
             yield {name: dataset.fields[name][some] for name in names}, some.stop - some.start
         if batches[-1].stop < len(dataset):

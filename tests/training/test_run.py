@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from decomp_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import EXIT_UNFINISHED, UserError
 from decomp_jax.mesh import data_mesh
@@ -342,7 +343,13 @@ def test_population_statistics_are_what_moving_averages_come_to(phantom, finishe
     model = loop.make_model(config, dataset)
     state = create_state(config, model, make_optimizer(config.train), data_mesh())
     seen = []
-    monkeypatch.setattr(population, "split_over", lambda mesh, image: seen.append(image) or jnp.asarray(image))
+
+    def seen_batches(*arguments, **options):
+        for batch, count in split_batches(*arguments, **options):
+            seen.append(np.asarray(batch["image"]))
+            yield batch, count
+
+    monkeypatch.setattr(population, "split_batches", seen_batches)
     settled = population.with_population_statistics(
         state, dataset, model=model, mesh=data_mesh(), batch_size=32, images=32
     )
