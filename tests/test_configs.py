@@ -24,7 +24,11 @@ TINY = demo.RECOMMENDED.replace({
     "train.batch_size": 2, "train.steps": 8,
 })
 BASES = ("recommended", "paper", "paper_sane", "paper_sane+nothing+layout")
-OTHERS = (*(f"paper_sane+{name}" for name in presets.ADDITIONS if name != "layout"), *ABLATIONS)
+# Each addition, and each ablation of the base that has what it takes away.
+OTHERS = (
+    *(f"paper_sane+{name}" for name in presets.ADDITIONS if name != "layout"),
+    *(f"paper_sane+{name}" if name in ("no_discrimination", "no_generalized_dice") else name for name in ABLATIONS),
+)
 
 
 @pytest.mark.parametrize("config", [brats.get_config(), brats.get_config("paper")], ids=["recommended", "paper"])
