@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from decomp_jax.retrieval.distance import BLOCK, NOBODY, SEVERAL, DistinctCodes
+from decomp_jax.retrieval.distance import BLOCK, NOBODY, SEVERAL, Buckets, DistinctCodes
 
 READ_AT_ONCE = 1 << 12
+# Lengths of the lists of sparse codes: a list is padded to the next one, or to the number of positions.
+LENGTHS = (2, 4, 6, 8, 10, 12, 16, 24, 32, 48)
 # Where an array in memory must begin for JAX to take it as a device's without a copy.
 ALIGNMENT = 64
 
@@ -27,15 +29,16 @@ class Members:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Distinct codes, in the order of their first rows, and the rows that have them. Rows are numbered from 0.
+    """Distinct codes, numbered in the order of their first rows, and the rows that have them, numbered from 0.
 
     Attributes:
-        codes: on the devices of a mesh; padded beyond the distinct codes.
+        codes: on the devices of a mesh, in `buckets`.
         members: all rows of each code.
         patients: int32 [N], number of each row's patient.
     """
 
     codes: DistinctCodes
+    buckets: Buckets
     members: Members
     patients: np.ndarray
 
@@ -53,23 +56,25 @@ class Layout:
         return _members(self.members.rows[firsts], code[firsts], self.count)
 
 
-def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.ndarray, mesh: Mesh) -> Layout:
+def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.ndarray, mesh: Mesh, *, sparse: int,
+                kind: np.dtype) -> Layout:
     """Layout of N rows over the axis "data" of a mesh.
 
     Args:
         read: gives the codes uint16 [n,positions] of n rows.
         patients: int32 [N], number of each row's patient.
+        sparse: how many of the positions, the last ones, are sparse: most codes have a 0 there.
+        kind: type of the keys, see `Buckets`.
     """
     code_of_row, first_row = _distinct(read, len(patients))
     order = np.argsort(code_of_row, kind="stable").astype(np.int32)
     members = _members(order, code_of_row, len(first_row))
-    size = -(-max(len(first_row), 1) // (BLOCK * mesh.size)) * BLOCK * mesh.size
-    owners = np.full(size, NOBODY, np.int32)
+    buckets, numbers = _buckets(read, first_row, mesh.size, sparse)
     patient, starts = patients[order], members.starts[:-1]
     first, last = np.minimum.reduceat(patient, starts), np.maximum.reduceat(patient, starts)
-    owners[:len(first_row)] = np.where(first == last, first, SEVERAL)
-    codes = DistinctCodes(_gather(read, first_row, size), owners)
-    return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), members, patients)
+    owners = np.append(np.where(first == last, first, SEVERAL), NOBODY).astype(np.int32)[numbers]
+    codes = DistinctCodes(_keys(read, first_row, buckets, numbers, kind), owners, numbers)
+    return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), buckets, members, patients)
 
 
 def leave_pages(array: np.ndarray) -> None:
@@ -90,8 +95,7 @@ def _distinct(read: Callable[[np.ndarray | slice], np.ndarray], size: int) -> tu
     """
     factors = np.random.default_rng(0).integers(2**64, size=read(slice(0)).shape[1], dtype=np.uint64)
     hashes = np.empty(size, np.uint64)
-    for start in range(0, size, READ_AT_ONCE):
-        chunk = slice(start, min(start + READ_AT_ONCE, size))
+    for chunk in _chunks(size):
         hashes[chunk] = read(chunk).astype(np.uint64) @ factors
     order = np.argsort(hashes, kind="stable").astype(np.int32)
     hashes = hashes[order]
@@ -99,8 +103,8 @@ def _distinct(read: Callable[[np.ndarray | slice], np.ndarray], size: int) -> tu
     twin = np.empty(size, np.int32)
     twin[order] = np.repeat(order[heads], np.diff(heads, append=size))
     repeats = np.flatnonzero(twin != np.arange(size))
-    for start in range(0, len(repeats), READ_AT_ONCE):
-        some = repeats[start:start + READ_AT_ONCE]
+    for chunk in _chunks(len(repeats)):
+        some = repeats[chunk]
         collided = some[(read(some) != read(twin[some])).any(1)]
         twin[collided] = collided
     is_first = twin == np.arange(size)
@@ -112,12 +116,59 @@ def _members(rows: np.ndarray, codes: np.ndarray, count: int) -> Members:
     return Members(rows, np.cumsum(np.bincount(codes + 1, minlength=count + 1), dtype=np.int32))
 
 
-def _gather(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, size: int) -> np.ndarray:
-    """Codes of the rows, padded to uint16 [size,positions], in memory that JAX takes over without a copy."""
-    shape = (size, read(slice(0)).shape[1])
-    memory = np.zeros(2 * size * shape[1] + ALIGNMENT, np.uint8)
-    codes = memory[-memory.ctypes.data % ALIGNMENT:][:2 * size * shape[1]].view(np.uint16).reshape(shape)
-    for start in range(0, len(rows), READ_AT_ONCE):
-        some = rows[start:start + READ_AT_ONCE]
-        codes[start:start + len(some)] = read(some)
-    return codes
+def _buckets(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, shards: int, sparse: int
+             ) -> tuple[Buckets, np.ndarray]:
+    """Buckets of the codes of the rows, and the number int32 [n] of the code at each position, len(rows) for padding."""
+    positions = read(slice(0)).shape[1]
+    dense = positions - sparse
+    lengths = np.array([length for length in LENGTHS if length < sparse] + [sparse])
+    bucket = np.zeros(len(rows), np.int8)
+    for some in _chunks(len(rows) if sparse else 0):
+        bucket[some] = np.searchsorted(lengths, np.count_nonzero(read(rows[some])[:, dense:], axis=1))
+    sizes, numbers = [], []
+    for i, length in enumerate(lengths):
+        members = np.flatnonzero(bucket == i)
+        count = -(-len(members) // (BLOCK * shards)) * BLOCK
+        if count or not sizes and i == len(lengths) - 1:
+            count = max(count, BLOCK)
+            sizes.append((count, int(length)))
+            padded = np.pad(members, (0, count * shards - len(members)), constant_values=len(rows))
+            numbers.append(padded.reshape(shards, count))
+    return Buckets(dense, sparse, tuple(sizes)), np.concatenate(numbers, 1).ravel().astype(np.int32)
+
+
+def _keys(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, buckets: Buckets, numbers: np.ndarray,
+          kind: np.dtype) -> np.ndarray:
+    """Keys of all shards, in memory that JAX takes over without a copy; `numbers` as `_buckets` gives them."""
+    numbers = numbers.reshape(-1, buckets.firsts[-1])
+    keys = _aligned(len(numbers) * buckets.begins[-1], kind).reshape(len(numbers), -1)
+    for shard, shard_numbers in zip(keys, numbers):
+        for begin, first, (count, length) in zip(buckets.begins, buckets.firsts, buckets.sizes):
+            width = buckets.dense + length
+            piece = shard[begin:begin + count * width].reshape(count, width)
+            members = shard_numbers[first:first + count]
+            members = members[members < len(rows)]
+            for some in _chunks(len(members)):
+                piece[some][:len(members[some])] = _pack(read(rows[members[some]]), buckets, length, kind)
+    return keys.ravel()
+
+
+def _pack(codes: np.ndarray, buckets: Buckets, length: int, kind: np.dtype) -> np.ndarray:
+    """Keys [n,dense+length] of codes [n,dense+sparse]."""
+    keys = np.zeros((len(codes), buckets.dense + length), kind)
+    keys[:, :buckets.dense] = codes[:, :buckets.dense]
+    code, position = np.nonzero(codes[:, buckets.dense:])
+    rank = np.arange(len(code)) - np.searchsorted(code, code)
+    entries = codes[code, buckets.dense + position].astype(kind)
+    keys[code, buckets.dense + rank] = entries * buckets.sparse + position
+    return keys
+
+
+def _aligned(size: int, kind: np.dtype) -> np.ndarray:
+    """Zeros that begin where JAX takes them over without a copy."""
+    memory = np.zeros(size * kind.itemsize + ALIGNMENT, np.uint8)
+    return memory[-memory.ctypes.data % ALIGNMENT:][:size * kind.itemsize].view(kind)
+
+
+def _chunks(size: int) -> Iterator[slice]:
+    return (slice(start, start + READ_AT_ONCE) for start in range(0, size, READ_AT_ONCE))

@@ -17,7 +17,7 @@ from decomp_jax.losses.objective import objective
 from decomp_jax.mesh import split_over, to_host
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.retrieval import CodeBank, relevance
-from decomp_jax.retrieval.bank import PARTS
+from decomp_jax.retrieval.queries import PATHS
 from decomp_jax.training.state import State
 from decomp_jax.types import Targets
 
