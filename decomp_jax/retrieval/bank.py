@@ -19,19 +19,22 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float64, Int, UInt16
+from jaxtyping import Bool, Float, Float64, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import making
 from decomp_jax.retrieval.layout import leave_pages
-from decomp_jax.retrieval.queries import PATHS, Queries, codes
+from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
+from decomp_jax.retrieval.queries import PATHS, Queries, codes, is_sparse
 from decomp_jax.retrieval.search import Hits, Index, make_index, search
 
 FORMAT_VERSION = 1
 CODEBOOK_FILES = tuple(f"{path}_codebook.npy" for path in PATHS)
 INDEX_FILES = tuple(f"{path}_indices.npy" for path in PATHS)
 FILES = (*INDEX_FILES, *CODEBOOK_FILES, "rows.npy")
+# How far apart in height slices of two patients may be to be matched: about a slice's neighbours; a lesion anywhere.
+WITHIN_MM = {"normal": 5.0, "abnormal": np.inf}
 # Rows that `load` reads to check them; the rest are checked when a search first reads them.
 CHECKED_ON_LOAD = 1 << 16
 COPIED_AT_ONCE = 1 << 16
@@ -188,8 +191,7 @@ class CodeBank:
         """
         if queries is not None and (normal is not None or abnormal is not None):
             raise UserError("queries, normal, abnormal: give queries, or indices")
-        if not isinstance(k, int | np.integer) or k < 1:
-            raise UserError(f"k: must be a whole number, at least 1, not {k}")
+        _check_k(k)
         if cells is not None and (np.shape(cells) != self.grid or np.asarray(cells).dtype != bool):
             raise UserError(f"cells: needs a boolean mask {list(self.grid)}, not {np.asarray(cells).dtype} "
                             f"{list(np.shape(cells))}")
@@ -197,6 +199,43 @@ class CodeBank:
         queries.check(self.grid, self.codebooks)
         queries = queries if cells is None else cells * queries
         return search(self._index(queries.paths, mesh), queries, k=k, exclude=exclude, one_per_patient=one_per_patient)
+
+    def search_patients(
+        self, queries: Queries, *, heights: Float[np.ndarray, "q"], k: int = 10,
+        within_mm: Mapping[str, float] = WITHIN_MM, exclude: Sequence[str] = (),
+    ) -> PatientHits:
+        """The k patients nearest to one, exactly; see `decomp_jax.retrieval.patients` for the distance.
+
+        One process searches the whole bank, on its first device.
+
+        Args:
+            queries: a query for each of the patient's slices. Both paths: their two distances are added.
+            heights: of the slices, in the unit of the bank's column `position_mm`, or of `slice_index` without it.
+            within_mm: for each path how far apart in height matched slices may be.
+            exclude: ids of patients to leave out.
+
+        Raises:
+            UserError: naming the argument that doesn't fit.
+        """
+        if not len(queries) or np.shape(heights) != (len(queries),) or not np.isfinite(heights).all():
+            raise UserError(f"heights: needs a finite height for each of {len(queries)} queries, at least one, not "
+                            f"{list(np.shape(heights))}")
+        if not set(within_mm) <= set(PATHS) or not all(within >= 0 for within in within_mm.values()):
+            raise UserError(f"within_mm: needs numbers from 0 on for {', '.join(PATHS)}, not {dict(within_mm)}")
+        _check_k(k)
+        queries.check(self.grid, self.codebooks)
+        indices = {path: self._patient_index(path) for path in queries.paths}
+        return search_patients(indices, self.codebooks, queries, heights=heights, within_mm={**WITHIN_MM, **within_mm},
+                               k=k, exclude=exclude)
+
+    def _patient_index(self, path: str) -> PatientIndex:
+        if path not in self.cache:
+            read = functools.partial(self.read, (path,), slice(None))
+            column = "position_mm" if "position_mm" in self.rows.dtype.names else "slice_index"
+            self.cache[path] = make_patient_index(
+                read, self.rows["patient_id"], self.rows[column], by_lesion=is_sparse(path, self.codebooks[path]),
+            )
+        return self.cache[path]
 
     @functools.cached_property
     def codebooks(self) -> dict[str, Float64[np.ndarray, "k d"]]:
@@ -312,6 +351,11 @@ def require_same_model(bank: CodeBank, other: CodeBank) -> None:
     for name in ("normal_codebook", "abnormal_codebook"):
         if not np.array_equal(getattr(bank, name), getattr(other, name)):
             raise UserError(f"{other.name}/{name}.npy: differs from {bank.name}'s; encode both with one model")
+
+
+def _check_k(k: int) -> None:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k: must be a whole number, at least 1, not {k}")
 
 
 def _check_range(bank: CodeBank, path: str, indices: np.ndarray) -> None:

@@ -20,7 +20,7 @@ together, in a bucket.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Int32, Int64, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, Int64, Shaped, UInt8, UInt16
 
 # Codes whose smallest bound is kept as one number: 32 uint16 are a cache line.
 GROUP = 32
@@ -113,11 +113,10 @@ def quantise(tables: Sequence[Float[Array, "_ _"]], sparse: Sequence[bool], posi
 
 
 class Buckets(NamedTuple):
-    """How a shard's codes stand in its keys, one after the other.
+    """How a shard's codes stand in `DistinctCodes`, bucket after bucket.
 
     Attributes:
-        dense: positions of which a code has an entry each, its index.
-        sparse: positions of which a code has a list of entries, index * sparse + position, padded with 0.
+        dense, sparse: number of positions of either kind.
         sizes: of each bucket the number of codes, a multiple of BLOCK, and the length of their lists.
     """
 
@@ -126,29 +125,28 @@ class Buckets(NamedTuple):
     sizes: tuple[tuple[int, int], ...]
 
     @property
-    def widths(self) -> list[int]:
-        return [self.dense + length for _, length in self.sizes]
-
-    @property
     def firsts(self) -> list[int]:
-        """Positions of each bucket's first code among all, and the number of codes."""
+        """Positions of each bucket's first code, and the number of codes."""
         return list(itertools.accumulate((count for count, _ in self.sizes), initial=0))
 
     @property
     def begins(self) -> list[int]:
         """Positions of each bucket's first key, and the number of keys."""
-        return list(itertools.accumulate((size[0] * width for size, width in zip(self.sizes, self.widths)), initial=0))
+        return list(itertools.accumulate((count * length for count, length in self.sizes), initial=0))
 
 
 class DistinctCodes(NamedTuple):
     """Distinct codes, sharded: n codes, as many in each shard.
 
     Attributes:
-        keys: uint16 or uint32 [...], as `Buckets` says.
+        dense: uint16 [n,dense], an index for each dense position.
+        keys: uint16 or uint32, flat, `index * sparse + position` of the sparse positions whose index isn't 0, padded
+            with 0 to the length of the bucket.
         owners: int32 [n], the one patient that has the code; SEVERAL or NOBODY.
         numbers: int32 [n], the code's number in the order of first rows; a larger one for padding.
     """
 
+    dense: UInt16[Array, "n p"]
     keys: Shaped[Array, "_"]
     owners: Int32[Array, "n"]
     numbers: Int32[Array, "n"]
@@ -193,7 +191,7 @@ def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: B
              ) -> Nearest:
     # XLA's CPU compiler sorts everything where an output of top_k is sliced, so all of it is used: the last group is
     # looked at although the others would do.
-    minima = group_minima(codes.keys, tables.lower, tables.lines, buckets).astype(jnp.float32)
+    minima = group_minima(codes, tables.lower, tables.lines, buckets).astype(jnp.float32)
     minima = jnp.where(codes.owners[::GROUP] == NOBODY, jnp.inf, minima)  # padding alone
     bounds, group = lax.top_k(-minima, groups)
     bounds = jnp.minimum(-bounds.min(1), np.iinfo(np.int16).max)
@@ -201,7 +199,8 @@ def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: B
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(group), -1)
 
     def distances(one: tuple[Array, Array]) -> Array:
-        return _add_up(_keys(codes.keys, one[0], buckets), _split(tables.exact[one[1]].T, buckets))
+        luts = _split(tables.exact[one[1]].T, buckets)
+        return add_up(codes.dense[one[0]], luts.dense) + _add_up_keys(_keys(codes.keys, one[0], buckets), luts.sparse)
 
     distance = lax.map(distances, (code, tables.lines))
     distance = jnp.where(_allowed(codes.owners[code], exclude), distance, NO_DISTANCE)
@@ -218,7 +217,7 @@ def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: B
 def _every(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: Buckets) -> Array:
     def distances(lines: Array) -> Array:
         luts = _split(tables.exact[lines].T, buckets)
-        return jnp.concatenate([_add_up(keys, luts) for keys in _pieces(codes.keys, buckets)])
+        return add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
 
     return jnp.where(_allowed(codes.owners, exclude), lax.map(distances, tables.lines), NO_DISTANCE)
 
@@ -228,7 +227,7 @@ def _allowed(owners: Int32[Array, "*q n"], exclude: Int32[Array, "q 2"]) -> Bool
     return (owners != NOBODY) & (owners[..., None] != exclude[:, None]).all(-1)
 
 
-def group_minima(keys: Shaped[Array, "_"], lower: UInt8[Array, "t k"], lines: Int[Array, "q p"], buckets: Buckets
+def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Array, "q p"], buckets: Buckets
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
@@ -238,24 +237,36 @@ def group_minima(keys: Shaped[Array, "_"], lower: UInt8[Array, "t k"], lines: In
     """
     queries, middle = len(lines), zero(buckets.dense + buckets.sparse)
     luts = _split(lower[lines[0] if queries == 1 else lines].T, buckets)
+    count, length = np.array(buckets.sizes).T
+    zeros = jnp.asarray(np.repeat(length * middle, count // GROUP), jnp.int16)  # of the sparse keys
 
     def reduce(bounds: Array) -> Array:
-        return bounds.reshape(-1, GROUP, queries).min(1)
-
-    def scan(begin: int, count: int, width: int) -> Array:
-        def turn(before: Array, block: Array) -> tuple[Array, Array]:
-            some = lax.dynamic_slice(keys, (begin + block * (BLOCK * width),), (BLOCK * width,))
-            return _add_up(some.reshape(BLOCK, width), luts), reduce(before)
-
-        first = jnp.zeros((BLOCK, queries), jnp.int16)
-        last, minima = lax.scan(turn, first, jnp.arange(count // BLOCK))
-        return jnp.concatenate([minima.reshape(-1, queries), reduce(last)])[BLOCK // GROUP:]
+        return bounds.reshape(-1, GROUP, queries).min(1).T
 
     if queries == 1 or jax.default_backend() != "cpu":
-        minima = [reduce(_add_up(piece, luts)) for piece in _pieces(keys, buckets)]
-    else:
-        minima = [scan(begin, size[0], width) for begin, size, width in zip(buckets.begins, buckets.sizes, buckets.widths)]
-    return jnp.concatenate([part - length * middle for part, (_, length) in zip(minima, buckets.sizes)]).T
+        sums = add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
+        return reduce(sums) - zeros
+
+    def add_up_keys(block: Array, begin: int, first: int, length: int) -> Array:
+        start = begin + (block - first // BLOCK) * (BLOCK * length)
+        keys = lax.dynamic_slice(codes.keys, (start,), (BLOCK * length,)).reshape(BLOCK, length)
+        return _add_up_keys(keys, luts.sparse)
+
+    by_bucket = [functools.partial(add_up_keys, begin=begin, first=first, length=length)
+                 for begin, first, (_, length) in zip(buckets.begins, buckets.firsts, buckets.sizes)]
+
+    def turn(before: Array, block: tuple[Array, Array]) -> tuple[Array, Array]:
+        number, bucket = block
+        dense = lax.dynamic_slice(codes.dense, (number * BLOCK, 0), (BLOCK, buckets.dense))
+        sums = add_up(dense, luts.dense)
+        if buckets.sparse:
+            sums += lax.switch(bucket, by_bucket, number)
+        return sums, reduce(before)
+
+    blocks = jnp.arange(count.sum() // BLOCK), jnp.asarray(np.repeat(np.arange(len(count)), count // BLOCK))
+    last, minima = lax.scan(turn, jnp.zeros((BLOCK, queries), jnp.int16), blocks)
+    minima = jnp.concatenate([jnp.moveaxis(minima, 0, 1).reshape(queries, -1), reduce(last)], 1)
+    return minima[:, BLOCK // GROUP:] - zeros
 
 
 class Luts(NamedTuple):
@@ -270,28 +281,36 @@ def _split(luts: Shaped[Array, "k p *q"], buckets: Buckets) -> Luts:
     return Luts(luts[:, :buckets.dense], sparse.reshape(-1, *sparse.shape[2:]))
 
 
-def _pieces(keys: Shaped[Array, "_"], buckets: Buckets) -> Iterator[Shaped[Array, "n w"]]:
-    """Keys of each bucket."""
-    for begin, end, width in zip(buckets.begins, buckets.begins[1:], buckets.widths):
-        yield keys[begin:end].reshape(-1, width)
-
-
 def _keys(keys: Shaped[Array, "_"], at: Int[Array, "n"], buckets: Buckets) -> Shaped[Array, "n w"]:
-    """Keys of the codes at some positions, padded to the longest."""
-    bucket = jnp.searchsorted(jnp.asarray(buckets.firsts[1:]), at, side="right")
-    begins, firsts, widths = (jnp.asarray(values) for values in (buckets.begins, buckets.firsts, buckets.widths))
-    key, width = jnp.arange(max(buckets.widths)), widths[bucket, None]
-    begin = begins[bucket, None] + (at - firsts[bucket])[:, None] * width
-    return jnp.where(key < width, keys[begin + jnp.minimum(key, width - 1)], 0)
+    """Keys of the codes at some positions, padded to the longest list."""
+    count, length = np.array(buckets.sizes).T
+    bucket = jnp.searchsorted(jnp.asarray(np.cumsum(count)), at, side="right")
+    begins, firsts, lengths = (jnp.asarray(values) for values in (buckets.begins, buckets.firsts, length))
+    key, length = jnp.arange(length.max()), lengths[bucket, None]
+    begin = begins[bucket, None] + (at - firsts[bucket])[:, None] * length
+    return jnp.where(key < length, keys[begin + jnp.minimum(key, length - 1)], 0)
 
 
-def _add_up(keys: Shaped[Array, "n w"], luts: Luts) -> Array:
-    """Sums of the entries of each code. Unrolled: one pass over the codes.
+def add_up(codes: UInt16[Array, "n p"], luts: Shaped[Array, "k p *q"]) -> Array | int:
+    """Sums over positions of luts[codes[:,p],p], 0 without any. Unrolled: one pass over the codes.
 
     A code's entries for all positions lie together: in few pages of memory, and in different lines of the cache.
     """
-    kind = jnp.int16 if luts.dense.dtype == jnp.uint8 else luts.dense.dtype
-    dense = luts.dense.shape[1]
-    entries = [luts.dense.at[keys[:, p], p] for p in range(dense)]
-    entries += [luts.sparse.at[keys[:, p]] for p in range(dense, keys.shape[1])]
+    return _sum([luts.at[codes[:, p], p] for p in range(codes.shape[1])], luts)
+
+
+def _add_up_keys(keys: Shaped[Array, "n w"], luts: Shaped[Array, "e *q"]) -> Array | int:
+    return _sum([luts.at[keys[:, i]] for i in range(keys.shape[1])], luts)
+
+
+def _add_up_all_keys(keys: Shaped[Array, "_"], luts: Shaped[Array, "e *q"], buckets: Buckets
+                      ) -> Array | int:
+    pieces = (keys[begin:end].reshape(-1, length)
+              for begin, end, (_, length) in zip(buckets.begins, buckets.begins[1:], buckets.sizes) if length)
+    sums = [_add_up_keys(piece, luts) for piece in pieces]
+    return jnp.concatenate(sums) if sums else 0
+
+
+def _sum(entries: list, luts: Array) -> Array | int:
+    kind = jnp.int16 if luts.dtype == jnp.uint8 else luts.dtype
     return sum(entry.get(mode="promise_in_bounds").astype(kind) for entry in entries)

@@ -14,7 +14,7 @@ from decomp_jax.retrieval.distance import BLOCK, NOBODY, SEVERAL, Buckets, Disti
 
 READ_AT_ONCE = 1 << 12
 # Lengths of the lists of sparse codes: a list is padded to the next one, or to the number of positions.
-LENGTHS = (2, 4, 6, 8, 10, 12, 16, 24, 32, 48)
+LENGTHS = (4, 8, 12, 20, 32)
 # Where an array in memory must begin for JAX to take it as a device's without a copy.
 ALIGNMENT = 64
 
@@ -73,7 +73,7 @@ def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.n
     patient, starts = patients[order], members.starts[:-1]
     first, last = np.minimum.reduceat(patient, starts), np.maximum.reduceat(patient, starts)
     owners = np.append(np.where(first == last, first, SEVERAL), NOBODY).astype(np.int32)[numbers]
-    codes = DistinctCodes(_keys(read, first_row, buckets, numbers, kind), owners, numbers)
+    codes = DistinctCodes(*_arrays(read, first_row, buckets, numbers, kind), owners, numbers)
     return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), buckets, members, patients)
 
 
@@ -95,7 +95,7 @@ def _distinct(read: Callable[[np.ndarray | slice], np.ndarray], size: int) -> tu
     """
     factors = np.random.default_rng(0).integers(2**64, size=read(slice(0)).shape[1], dtype=np.uint64)
     hashes = np.empty(size, np.uint64)
-    for chunk in _chunks(size):
+    for chunk in chunks(size):
         hashes[chunk] = read(chunk).astype(np.uint64) @ factors
     order = np.argsort(hashes, kind="stable").astype(np.int32)
     hashes = hashes[order]
@@ -103,7 +103,7 @@ def _distinct(read: Callable[[np.ndarray | slice], np.ndarray], size: int) -> tu
     twin = np.empty(size, np.int32)
     twin[order] = np.repeat(order[heads], np.diff(heads, append=size))
     repeats = np.flatnonzero(twin != np.arange(size))
-    for chunk in _chunks(len(repeats)):
+    for chunk in chunks(len(repeats)):
         some = repeats[chunk]
         collided = some[(read(some) != read(twin[some])).any(1)]
         twin[collided] = collided
@@ -123,7 +123,7 @@ def _buckets(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, shards:
     dense = positions - sparse
     lengths = np.array([length for length in LENGTHS if length < sparse] + [sparse])
     bucket = np.zeros(len(rows), np.int8)
-    for some in _chunks(len(rows) if sparse else 0):
+    for some in chunks(len(rows) if sparse else 0):
         bucket[some] = np.searchsorted(lengths, np.count_nonzero(read(rows[some])[:, dense:], axis=1))
     sizes, numbers = [], []
     for i, length in enumerate(lengths):
@@ -137,38 +137,40 @@ def _buckets(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, shards:
     return Buckets(dense, sparse, tuple(sizes)), np.concatenate(numbers, 1).ravel().astype(np.int32)
 
 
-def _keys(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, buckets: Buckets, numbers: np.ndarray,
-          kind: np.dtype) -> np.ndarray:
-    """Keys of all shards, in memory that JAX takes over without a copy; `numbers` as `_buckets` gives them."""
-    numbers = numbers.reshape(-1, buckets.firsts[-1])
-    keys = _aligned(len(numbers) * buckets.begins[-1], kind).reshape(len(numbers), -1)
-    for shard, shard_numbers in zip(keys, numbers):
+def _arrays(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, buckets: Buckets, numbers: np.ndarray,
+            kind: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """`dense` and `keys` of `DistinctCodes`, of all shards; `numbers` as `_buckets` gives them."""
+    shards = len(numbers) // buckets.firsts[-1]
+    dense = aligned((len(numbers), buckets.dense), np.dtype(np.uint16))
+    keys = aligned((shards, buckets.begins[-1]), kind)
+    for shard, shard_keys in enumerate(keys):
         for begin, first, (count, length) in zip(buckets.begins, buckets.firsts, buckets.sizes):
-            width = buckets.dense + length
-            piece = shard[begin:begin + count * width].reshape(count, width)
-            members = shard_numbers[first:first + count]
+            first += shard * buckets.firsts[-1]
+            bucket_keys = shard_keys[begin:begin + count * length].reshape(count, length)
+            members = numbers[first:first + count]
             members = members[members < len(rows)]
-            for some in _chunks(len(members)):
-                piece[some][:len(members[some])] = _pack(read(rows[members[some]]), buckets, length, kind)
-    return keys.ravel()
+            for some in chunks(len(members)):
+                codes = read(rows[members[some]])
+                dense[first:][some][:len(codes)] = codes[:, :buckets.dense]
+                bucket_keys[some][:len(codes)] = _pack(codes[:, buckets.dense:], length, kind)
+    return dense, keys.ravel()
 
 
-def _pack(codes: np.ndarray, buckets: Buckets, length: int, kind: np.dtype) -> np.ndarray:
-    """Keys [n,dense+length] of codes [n,dense+sparse]."""
-    keys = np.zeros((len(codes), buckets.dense + length), kind)
-    keys[:, :buckets.dense] = codes[:, :buckets.dense]
-    code, position = np.nonzero(codes[:, buckets.dense:])
+def _pack(codes: np.ndarray, length: int, kind: np.dtype) -> np.ndarray:
+    """Keys [n,length] of the indices other than 0 of codes [n,positions]."""
+    keys = np.zeros((len(codes), length), kind)
+    code, position = np.nonzero(codes)
     rank = np.arange(len(code)) - np.searchsorted(code, code)
-    entries = codes[code, buckets.dense + position].astype(kind)
-    keys[code, buckets.dense + rank] = entries * buckets.sparse + position
+    keys[code, rank] = codes[code, position].astype(kind) * codes.shape[1] + position
     return keys
 
 
-def _aligned(size: int, kind: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
     """Zeros that begin where JAX takes them over without a copy."""
-    memory = np.zeros(size * kind.itemsize + ALIGNMENT, np.uint8)
-    return memory[-memory.ctypes.data % ALIGNMENT:][:size * kind.itemsize].view(kind)
+    size = int(np.prod(shape)) * kind.itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    return memory[-memory.ctypes.data % ALIGNMENT:][:size].view(kind).reshape(shape)
 
 
-def _chunks(size: int) -> Iterator[slice]:
+def chunks(size: int) -> Iterator[slice]:
     return (slice(start, start + READ_AT_ONCE) for start in range(0, size, READ_AT_ONCE))

@@ -127,6 +127,22 @@ def latents(*, normal: Latents | None = None, abnormal: Latents | None = None) -
     return _queries(normal, abnormal, "finite latents [Q,h,w,D]", np.floating, 4)
 
 
+def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
+    """Whether code 0 stands for "nothing here": a lesion codebook's zero vector, which most cells hold."""
+    return path == "abnormal" and not codebook[0].any()
+
+
+def padded_examples(queries: Queries, size: int, path: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Points [size,p] or [size,p,D] and weights [size,p] of a path's examples; the last query is repeated."""
+    examples, rows = [], np.minimum(np.arange(size), len(queries) - 1)
+    for example in queries.examples:
+        points, weights = (array[rows if len(array) > 1 else rows * 0] for array in (example.points, example.weights))
+        cells = weights.reshape(size, -1)
+        if example.path == path:
+            examples.append((points.reshape(*cells.shape, *points.shape[3:]), cells))
+    return examples
+
+
 def table(
     points: Int[Array, "p"] | Float[Array, "p d"], weights: Float[Array, "p"], codebook: Float[Array, "k d"],
 ) -> Float[Array, "p k"]:

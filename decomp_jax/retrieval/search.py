@@ -20,15 +20,13 @@ from tqdm import tqdm
 from decomp_jax.errors import UserError
 from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, NOBODY, Nearest, Quantised, Tables, every, nearest, quantise
 from decomp_jax.retrieval.layout import Layout, Members, make_layout, run_starts
-from decomp_jax.retrieval.queries import Queries, table
+from decomp_jax.retrieval.queries import Queries, is_sparse, padded_examples, table
 
 # Queries scanned together, entries of their own tables, and codes that may be looked at exactly at a time (some 40
 # bytes each).
 MOST_QUERIES = 64
 MOST_ENTRIES = 1 << 22
 MOST_CANDIDATES = 1 << 22
-# The path in whose codes most cells may hold "nothing".
-SPARSE_PATH = "abnormal"
 
 
 class Hits(NamedTuple):
@@ -75,7 +73,7 @@ class Index:
     @property
     def sparse(self) -> tuple[bool, ...]:
         """Whether the codes of each path are sparse."""
-        return tuple(_is_sparse(path, codebook) for path, codebook in self.codebooks.items())
+        return tuple(is_sparse(path, codebook) for path, codebook in self.codebooks.items())
 
     @functools.cached_property
     def code_tables(self) -> Quantised:
@@ -93,8 +91,8 @@ class Index:
             return Tables(shared.exact, shared.lower, lines, shift), unit, np.asarray(shared.base)[lines].sum(1)
         with jax.enable_x64(True):
             codebooks = list(self.codebooks.values())
-            examples = self._replicated(_padded_examples(queries, _power_of_two(count)))
-            own = own_tables(examples, self._replicated(codebooks), sparse=self.sparse, positions=self.positions)
+            examples = [padded_examples(queries, _power_of_two(count), path) for path in self.codebooks]
+            own = own_tables(*self._replicated((examples, codebooks)), sparse=self.sparse, positions=self.positions)
         lines = np.arange(count * self.positions, dtype=np.int32).reshape(count, -1)
         shift, unit, base = (np.asarray(values)[:count] for values in (own.shift, own.unit, own.base))
         return Tables(own.exact, own.lower, lines, shift), unit, base.sum(1)
@@ -120,7 +118,7 @@ def make_index(
     names, patients = _number_patients(ids[start:stop])
     read_own = functools.partial(read, slice(start, stop))
     cells = read_own(slice(0)).shape[1] // len(codebooks)
-    sparse = [len(codebook) for path, codebook in codebooks.items() if _is_sparse(path, codebook)]
+    sparse = [len(codebook) for path, codebook in codebooks.items() if is_sparse(path, codebook)]
     kind = np.min_scalar_type(max([2**16, *(size * cells for size in sparse)]) - 1)
     layout = make_layout(read_own, patients, mesh.local_mesh, sparse=len(sparse) * cells, kind=kind)
     return Index(layout, codebooks, ids, start, names, np.bincount(patients).max(initial=0), mesh)
@@ -296,17 +294,6 @@ def own_tables(
     return own._replace(exact=exact, lower=lower)
 
 
-def _padded_examples(queries: Queries, size: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Points [size,p] or [size,p,D] and weights [size,p] of each path's examples; the last query is repeated."""
-    examples = {path: [] for path in queries.paths}
-    rows = np.minimum(np.arange(size), len(queries) - 1)
-    for example in queries.examples:
-        points, weights = (array[rows if len(array) > 1 else rows * 0] for array in (example.points, example.weights))
-        cells = weights.reshape(size, -1)
-        examples[example.path].append((points.reshape(*cells.shape, *points.shape[3:]), cells))
-    return list(examples.values())
-
-
 def _are_codes(queries: Queries) -> bool:
     """Whether one table serves all of the queries: one code a path, each cell counted once or left out."""
     examples = queries.examples
@@ -323,10 +310,6 @@ def _code_lines(queries: Queries, codebooks: Mapping[str, np.ndarray]) -> np.nda
         lines.append(np.broadcast_to(points, (len(queries), *points.shape[1:])).reshape(len(queries), -1))
         offset += len(codebook) + 1
     return np.concatenate(lines, 1, dtype=np.int32)
-
-
-def _is_sparse(path: str, codebook: np.ndarray) -> bool:
-    return path == SPARSE_PATH and not codebook[0].any()
 
 
 def _block_size(index: Index, queries: Queries) -> int:
