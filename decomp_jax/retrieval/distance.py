@@ -1,7 +1,8 @@
 """Distances of queries to codes, from tables of integers.
 
 The distance of a code x is a sum over cells p of entries L[x_p, p] of the query's table (`queries`). From the entries
-of each cell a number is taken off, which changes no order: its smallest entry, or that of "nothing" where codes are sparse.
+of each cell a number is taken off, which changes no order: the smallest of them, or that of "nothing" where codes are
+sparse.
 Two integer tables stand for what is left:
 
     exact   in units so small that all entries add up to less than 2^62, rounded, int64. Sums are exact, so that they
@@ -241,11 +242,11 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     zeros = jnp.asarray(np.repeat(length * middle, count // GROUP), jnp.int16)  # of the sparse keys
 
     def reduce(bounds: Array) -> Array:
-        return bounds.reshape(-1, GROUP, queries).min(1).T
+        return bounds.reshape(-1, GROUP, queries).min(1)
 
     if queries == 1 or jax.default_backend() != "cpu":
         sums = add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
-        return reduce(sums) - zeros
+        return reduce(sums).T - zeros
 
     def add_up_keys(block: Array, begin: int, first: int, length: int) -> Array:
         start = begin + (block - first // BLOCK) * (BLOCK * length)
@@ -255,18 +256,19 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     by_bucket = [functools.partial(add_up_keys, begin=begin, first=first, length=length)
                  for begin, first, (_, length) in zip(buckets.begins, buckets.firsts, buckets.sizes)]
 
-    def turn(before: Array, block: tuple[Array, Array]) -> tuple[Array, Array]:
-        number, bucket = block
-        dense = lax.dynamic_slice(codes.dense, (number * BLOCK, 0), (BLOCK, buckets.dense))
+    def turn(before: Array, block: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        dense, number, bucket = block
         sums = add_up(dense, luts.dense)
         if buckets.sparse:
             sums += lax.switch(bucket, by_bucket, number)
         return sums, reduce(before)
 
-    blocks = jnp.arange(count.sum() // BLOCK), jnp.asarray(np.repeat(np.arange(len(count)), count // BLOCK))
-    last, minima = lax.scan(turn, jnp.zeros((BLOCK, queries), jnp.int16), blocks)
-    minima = jnp.concatenate([jnp.moveaxis(minima, 0, 1).reshape(queries, -1), reduce(last)], 1)
-    return minima[:, BLOCK // GROUP:] - zeros
+    blocks = count // BLOCK
+    dense = codes.dense.reshape(blocks.sum(), BLOCK, buckets.dense)
+    numbers, bucket = np.arange(blocks.sum()), np.repeat(np.arange(len(blocks)), blocks)
+    first = jnp.zeros((BLOCK, queries), jnp.int16)
+    last, minima = lax.scan(turn, first, (dense, jnp.asarray(numbers), jnp.asarray(bucket)))
+    return jnp.concatenate([minima.reshape(-1, queries), reduce(last)])[BLOCK // GROUP:].T - zeros
 
 
 class Luts(NamedTuple):

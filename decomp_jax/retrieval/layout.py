@@ -118,7 +118,7 @@ def _members(rows: np.ndarray, codes: np.ndarray, count: int) -> Members:
 
 def _buckets(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, shards: int, sparse: int
              ) -> tuple[Buckets, np.ndarray]:
-    """Buckets of the codes of the rows, and the number int32 [n] of the code at each position, len(rows) for padding."""
+    """Buckets of the rows' codes, and the number int32 [n] of the code at each position, len(rows) for padding."""
     positions = read(slice(0)).shape[1]
     dense = positions - sparse
     lengths = np.array([length for length in LENGTHS if length < sparse] + [sparse])

@@ -4,8 +4,8 @@ From a query patient Q (slices i at heights z_i) to a reference patient X (slice
 
     d(Q -> X) = sum_i w_i * min over j with |z_i - z_j| <= reach of D(i, j)  /  sum_i w_i
 
-D being the distance of slice i's query to code j; the distance between the two is (d(Q -> X) + d(X -> Q)) / 2, since the
-one-sided one favours patients of many slices. Where nothing is within reach, the largest distance that a slice of Q can
+D being the distance of slice i's query to code j; the distance between the two is (d(Q -> X) + d(X -> Q)) / 2, since
+the one-sided one favours patients of many slices. Where nothing is within reach, the largest distance that a slice of Q can
 have to any code stands in place of the minimum. By anatomy every slice weighs 1; by lesion it weighs as many cells as
 hold something, or else the empty slices would decide. By both, the distances of the two paths are added.
 
@@ -89,7 +89,7 @@ class _Slices(NamedTuple):
 
 def make_patient_index(read: Callable[[np.ndarray | slice], np.ndarray], ids: np.ndarray, heights: np.ndarray, *,
                        by_lesion: bool) -> PatientIndex:
-    """Index of N rows; `read` gives the codes uint16 [n,p] of some; `by_lesion`: they weigh as many cells as hold something."""
+    """Index of N rows. `read` gives the codes uint16 [n,p] of some; `by_lesion`: weigh by the cells that hold something."""
     order = np.lexsort((heights, ids))
     heads = run_starts(ids[order])
     sizes = np.diff(heads, append=len(ids))

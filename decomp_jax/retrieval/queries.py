@@ -4,8 +4,8 @@ A query is a table a path: L[k, p] is what code k in cell p adds to the distance
 
     L[k, p] = sum over examples of  weight[p] * ||point[p] - codebook[k]||^2
 
-in which a point is a row of the codebook (`codes`) or a vector (`latents`). Queries are added, and multiplied by weights
-of the cells, a number or [h,w] or [Q,h,w]:
+in which a point is a row of the codebook (`codes`) or a vector (`latents`). Queries are added, and multiplied by
+weights of the cells, a number or [h,w] or [Q,h,w]:
 
     codes(normal=a) + codes(abnormal=b)            anatomy of one image, lesion of another
     latents(normal=z_n, abnormal=z_a)              an image that is not quantised (asymmetric search)

@@ -18,7 +18,9 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from decomp_jax.errors import UserError
-from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, NOBODY, Nearest, Quantised, Tables, every, nearest, quantise
+from decomp_jax.retrieval.distance import (
+    GROUP, NO_DISTANCE, NOBODY, Nearest, Quantised, Tables, every, nearest, quantise,
+)
 from decomp_jax.retrieval.layout import Layout, Members, make_layout, run_starts
 from decomp_jax.retrieval.queries import Queries, is_sparse, padded_examples, table
 
@@ -184,7 +186,7 @@ def _nearest_codes(index: Index, tables: Tables, excluded: np.ndarray, count: in
             answer = function(codes, _some(tables, padded), excluded[padded])
         return jax.tree.map(lambda values: np.asarray(values)[:len(some)], answer)
 
-    for groups in (count + GROUP // 2, 4 * (count + GROUP // 2)):
+    for groups in (factor * (count + GROUP // 2) for factor in (1, 4, 32)):
         if 2 * groups * GROUP * mesh.size > size:
             break
         for block in _slices(len(pending), MOST_CANDIDATES // (groups * GROUP)):

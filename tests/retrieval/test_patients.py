@@ -52,7 +52,7 @@ def one_way(bank: CodeBank, path: str, queries: Queries, heights: np.ndarray, wi
 def distances_to_each_code(codebook: np.ndarray, path: str, queries: Queries, i: int) -> np.ndarray:
     total = 0.0
     for example in (example for example in queries.examples if example.path == path):
-        point, weight = example.points[min(i, len(example.points) - 1)], example.weights[min(i, len(example.weights) - 1)]
+        point, weight = (array[min(i, len(array) - 1)] for array in (example.points, example.weights))
         point = (codebook[point] if example.quantised else point.astype(np.float64)).reshape(-1, codebook.shape[1])
         total = total + np.square(point[:, None] - codebook).sum(2) * weight.reshape(-1, 1)
     return total
