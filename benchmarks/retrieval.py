@@ -1,6 +1,7 @@
 """Retrieval beside what a user could pick instead: times, memory, exactness, and the speed of encoding.
 
-    python benchmarks/retrieval.py [--sizes 100000 1000000] [--rounds 7] [--write docs/retrieval.md]
+    python benchmarks/retrieval.py [--sizes 100000 1000000] [--rounds 7] [--parts codes queries]
+                                   [--write docs/retrieval.md]
 
 Every method answers the same queries in turn, round after round in one process, so that a busy machine slows all alike;
 given are medians of the rounds' ratios, with their quartiles. Needs faiss-cpu and torch. On a GPU, `--sizes 1000000
@@ -8,6 +9,7 @@ given are medians of the rounds' ratios, with their quartiles. Needs faiss-cpu a
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -27,7 +29,7 @@ import torch
 from common import spread, write_measured
 from scipy.spatial.distance import cdist
 
-from decomp_jax.retrieval import CodeBank
+from decomp_jax.retrieval import CodeBank, Queries, codes, latents
 
 CODES, WIDTH, GRID, SLICES = 512, 64, (8, 8), 110
 # Dense float32 codes take 16 KiB each: methods that need them run up to this many.
@@ -43,6 +45,7 @@ GOALS = {
     (1_000_000, 64, 100): {"faiss PQ": "-, 5"},
 }
 Method = Callable[[np.ndarray, int], object]
+PATIENT_SLICES, QUERY_SLICES = 100, 65
 
 
 def make_bank(kind: str, n: int, seed: int = 0) -> CodeBank:
@@ -278,6 +281,109 @@ def on_gpu(bank: CodeBank, rounds: int) -> Iterator[str]:
         yield from lines_of(times, n, queries, 10)
 
 
+def make_sparse(bank: CodeBank) -> CodeBank:
+    """The bank with lesions of 7 of 64 cells in the mean, round, and nothing (code 0, the zero vector) elsewhere."""
+    rng, n = np.random.default_rng(5), len(bank)
+    cells = np.stack(np.meshgrid(*(np.arange(side) + 0.5 for side in GRID), indexing="ij"), -1)
+    centre, radius = rng.random((n, 1, 1, 2)) * GRID, rng.gamma(6, 0.26, (n, 1, 1))
+    pieces = np.array_split(np.arange(n), -(-n // 100_000))
+    lesion = np.concatenate([np.square(cells - centre[rows]).sum(-1) < radius[rows] ** 2 for rows in pieces])
+    codebook = bank.abnormal_codebook.copy()
+    codebook[0] = 0
+    return CodeBank.from_arrays(
+        normal_indices=bank.normal_indices, abnormal_indices=(bank.abnormal_indices % (CODES - 1) + 1) * lesion,
+        normal_codebook=bank.normal_codebook, abnormal_codebook=codebook, rows=bank.rows,
+    )
+
+
+def make_dense(bank: CodeBank) -> CodeBank:
+    """The same bank, moved so that no code is the zero vector: same distances, searched as a bank without "nothing"."""
+    moved = bank.abnormal_codebook + np.float32(1)
+    arrays = {name: getattr(bank, name) for name in ("normal_indices", "abnormal_indices", "normal_codebook", "rows")}
+    return CodeBank.from_arrays(**arrays, abnormal_codebook=moved)
+
+
+def ratio_line(name: str, first: Callable[[int], object], second: Callable[[int], object], queries: int, rounds: int,
+               aim: str) -> str:
+    """A table line: milliseconds a query of both, and the paired ratio first / second."""
+    times = np.array([[seconds(lambda: work(i)) for work in (first, second)] for i in range(rounds + 1)][1:])
+    one, other = np.median(times, 0) / queries * 1e3
+    return f"| {name} | {queries} | {one:.2f} | {other:.2f} | {spread(times[:, 0] / times[:, 1])} | {aim} |"
+
+
+def by_queries(bank: CodeBank, rounds: int) -> Iterator[str]:
+    """Table lines: search by lesion, by both codes, and asymmetric, each beside what it is to be compared with."""
+    sparse = make_sparse(bank)
+    dense = make_dense(sparse)
+
+    def noisy(path: str, indices: np.ndarray) -> Queries:
+        book = getattr(sparse, f"{path}_codebook")
+        noise = np.random.default_rng(0).normal(size=(*indices.shape, WIDTH)).astype(np.float32)
+        return latents(**{path: book[indices] + 0.1 * noise})
+
+    for count in (1, 64):
+        rows = [np.random.default_rng(i).integers(0, len(bank), count) for i in range(rounds + 1)]
+        normal = [make_queries(sparse, "normal", count, seed=i) for i in range(rounds + 1)]
+        lesion = [sparse.abnormal_indices[some] for some in rows]
+        pairs = {
+            "lesion, sparse / dense": (lambda i: sparse.search(abnormal=lesion[i]),
+                                       lambda i: dense.search(abnormal=lesion[i]), f"{1 / 4 if count == 1 else 1 / 2}"),
+            "both codes / normal": (lambda i: sparse.search(normal=normal[i], abnormal=lesion[i]),
+                                    lambda i: sparse.search(normal=normal[i]), "1.3"),
+            "normal, latents / codes": (lambda i: sparse.search(noisy("normal", normal[i])),
+                                        lambda i: sparse.search(normal=normal[i]), ""),
+            "lesion, latents / codes": (lambda i: sparse.search(noisy("abnormal", lesion[i])),
+                                        lambda i: sparse.search(abnormal=lesion[i]), ""),
+        }
+        for name, (first, second, aim) in pairs.items():
+            yield ratio_line(f"{len(bank):,} codes: {name}", first, second, count, rounds, aim)
+
+
+def bytes_a_code(bank: CodeBank) -> str:
+    layout = make_sparse(bank)._index(("abnormal",), None).layout
+    arrays = (*layout.codes, layout.members.rows, layout.members.starts, layout.patients)
+    return (f"- By lesion, {len(bank):,} codes take {sum(array.nbytes for array in arrays) / len(bank):.0f} bytes each "
+            "(at most 40), rows, patients and padding included.")
+
+
+def by_patient(bank: CodeBank, rounds: int) -> str:
+    """Seconds that a patient of 65 slices takes among patients of 100 slices."""
+    rows = bank.rows.copy()
+    rows["patient_id"] = np.char.mod("p%d", np.arange(len(bank)) // PATIENT_SLICES)
+    rows["slice_index"] = np.arange(len(bank)) % PATIENT_SLICES
+    bank = dataclasses.replace(make_sparse(bank), rows=rows)
+    times: dict[str, list[float]] = {"normal": [], "abnormal": [], "both": []}
+    for i in range(rounds + 1):
+        own = np.arange(QUERY_SLICES) + PATIENT_SLICES * i
+        rng = np.random.default_rng(i)
+        shape = (QUERY_SLICES, *GRID)
+        changed = {path: np.where(rng.random(shape) < 0.2, rng.integers(0, CODES, shape),
+                                  getattr(bank, f"{path}_indices")[own]) for path in ("normal", "abnormal")}
+        for by, took in times.items():
+            queries = codes(**(changed if by == "both" else {by: changed[by]}))
+            took.append(seconds(lambda: bank.search_patients(
+                queries, heights=rows["slice_index"][own], exclude=rows["patient_id"][own[:1]],
+            )))
+    texts = [f"{by} {spread(took[1:])}" for by, took in times.items()]
+    return (f"- A patient of {QUERY_SLICES} slices among {len(bank) // PATIENT_SLICES:,} patients of {PATIENT_SLICES}: "
+            f"{', '.join(texts)} s (at most 1).")
+
+
+def report_queries(sizes: list[int], rounds: int) -> Iterator[str]:
+    yield (f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start. "
+           "Ratios of times: median (quartiles).")
+    yield "\n| search | queries | ms a query, first | ms a query, second | ratio | at most |"
+    yield "|---|---|---|---|---|---|"
+    banks = [make_bank("volumes", n) for n in sizes]
+    for bank in banks:
+        yield from by_queries(bank, rounds)
+    yield ""
+    for bank in banks:
+        yield bytes_a_code(bank)
+        yield by_patient(bank, rounds)
+    yield f"- Load at the end: {os.getloadavg()[0]:.1f}."
+
+
 def report(sizes: list[int], rounds: int) -> Iterator[str]:
     device = jax.devices()[0]
     yield (f"{device.device_kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start. Times over "
@@ -309,7 +415,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="codes in the banks")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--write", type=Path, help="document whose measured part to replace")
+    parser.add_argument("--parts", nargs="+", choices=REPORTS, default=list(REPORTS), help="what to measure")
+    parser.add_argument("--write", type=Path, help="document whose measured parts to replace")
     parser.add_argument("--fresh", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--exact", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -317,12 +424,17 @@ def main() -> None:
         return fresh_process(flags.fresh[0], flags.fresh[1:])
     if flags.exact:
         return count_wrong(flags.exact, queries=8)
-    lines = []
-    for line in report(flags.sizes, flags.rounds):
-        print(line, flush=True)
-        lines.append(line)
-    if flags.write:
-        write_measured(flags.write, "retrieval", lines)
+    for part in flags.parts:
+        lines = []
+        for line in REPORTS[part](flags.sizes, flags.rounds):
+            print(line, flush=True)
+            lines.append(line)
+        if flags.write:
+            write_measured(flags.write, MARKS[part], lines)
+
+
+REPORTS = {"codes": report, "queries": report_queries}
+MARKS = {"codes": "retrieval", "queries": "queries"}
 
 
 if __name__ == "__main__":

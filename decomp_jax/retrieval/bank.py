@@ -8,6 +8,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,19 +18,23 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, UInt16
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Float64, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import making
 from decomp_jax.retrieval.layout import leave_pages
-from decomp_jax.retrieval.search import Hits, search
+from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
+from decomp_jax.retrieval.queries import PATHS, Queries, codes, is_sparse
+from decomp_jax.retrieval.search import Hits, Index, make_index, search
 
 FORMAT_VERSION = 1
-PARTS = ("normal", "abnormal")
-CODEBOOK_FILES = tuple(f"{part}_codebook.npy" for part in PARTS)
-INDEX_FILES = tuple(f"{part}_indices.npy" for part in PARTS)
+CODEBOOK_FILES = tuple(f"{path}_codebook.npy" for path in PATHS)
+INDEX_FILES = tuple(f"{path}_indices.npy" for path in PATHS)
 FILES = (*INDEX_FILES, *CODEBOOK_FILES, "rows.npy")
+# How far apart in height slices of two patients may be to be matched: about a slice's neighbours; a lesion anywhere.
+WITHIN_MM = {"normal": 5.0, "abnormal": np.inf}
 # Rows that `load` reads to check them; the rest are checked when a search first reads them.
 CHECKED_ON_LOAD = 1 << 16
 COPIED_AT_ONCE = 1 << 16
@@ -72,14 +77,14 @@ class CodeBank:
     def grid(self) -> tuple[int, int]:
         return self.normal_indices.shape[1:]
 
-    def codes(self, parts: Sequence[str], rows: slice, some: np.ndarray | slice) -> UInt16[np.ndarray, "n p"]:
-        """Indices of the parts ("normal", "abnormal") side by side, of `some` of `rows`; checked to be below K."""
+    def read(self, paths: Sequence[str], rows: slice, some: np.ndarray | slice) -> UInt16[np.ndarray, "n p"]:
+        """Indices of the paths ("normal", "abnormal") side by side, of `some` of `rows`; checked to be below K."""
         cells = int(np.prod(self.grid))
         codes = []
-        for part in parts:
-            indices = getattr(self, f"{part}_indices")
+        for path in paths:
+            indices = getattr(self, f"{path}_indices")
             codes.append(np.array(indices[rows][some]).reshape(-1, cells))
-            _check_range(self, part, codes[-1])
+            _check_range(self, path, codes[-1])
             leave_pages(indices)
         return np.concatenate(codes, 1)
 
@@ -98,8 +103,8 @@ class CodeBank:
         indices = {"normal_indices": np.asarray(normal_indices), "abnormal_indices": np.asarray(abnormal_indices)}
         bank = cls(**indices, **codebooks, rows=np.asarray(rows), meta=dict(meta or {}))
         _check_shapes(bank, "")
-        for part in PARTS:
-            _check_range(bank, part, indices[f"{part}_indices"])
+        for path in PATHS:
+            _check_range(bank, path, indices[f"{path}_indices"])
         narrow = {name: array.astype(np.uint16, copy=False) for name, array in indices.items()}
         return dataclasses.replace(bank, **narrow)
 
@@ -121,9 +126,9 @@ class CodeBank:
         arrays = {Path(file).stem: _map(directory / file) for file in FILES}
         bank = cls(**arrays, meta=header, name=str(directory))
         _check_shapes(bank, ".npy")
-        for part in PARTS:
-            _check_range(bank, part, arrays[f"{part}_indices"][:None if verify else CHECKED_ON_LOAD])
-            leave_pages(arrays[f"{part}_indices"])
+        for path in PATHS:
+            _check_range(bank, path, arrays[f"{path}_indices"][:None if verify else CHECKED_ON_LOAD])
+            leave_pages(arrays[f"{path}_indices"])
         return bank
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -161,16 +166,92 @@ class CodeBank:
         )
 
     def search(
-        self, *, normal: Int[np.ndarray | jax.Array, "q h w"] | None = None,
+        self, queries: Queries | None = None, *, normal: Int[np.ndarray | jax.Array, "q h w"] | None = None,
         abnormal: Int[np.ndarray | jax.Array, "q h w"] | None = None, k: int = 10,
         exclude: Sequence[str] | np.ndarray | None = None, one_per_patient: bool = False,
-        cells: Bool[np.ndarray | jax.Array, "h w"] | None = None, mesh: jax.sharding.Mesh | None = None,
+        cells: Bool[np.ndarray | jax.Array, "h w"] | None = None, mesh: Mesh | None = None,
     ) -> Hits:
-        """The k rows nearest to each query by squared L2 of the codes, exactly; see `decomp_jax.retrieval.search`."""
-        return search(
-            self, normal=normal, abnormal=abnormal, k=k, exclude=exclude, one_per_patient=one_per_patient,
-            cells=cells, mesh=mesh,
-        )
+        """The k rows nearest to each query, exactly; ties go to the lower row.
+
+        The answer doesn't depend on the number of shards, devices or processes. Memory stays bounded whatever N and Q.
+
+        Args:
+            queries: see `decomp_jax.retrieval.queries`. Without them:
+            normal, abnormal: indices of the queries. Both: the distance is that of the concatenated codes, and the two
+                may come from different images.
+            k: number of hits a query.
+            exclude: patient_id [Q] whose rows each query leaves out; [Q,2] leaves out two (those of a mixed query).
+            one_per_patient: keeps the nearest row of each patient.
+            cells: restricts the distance to the cells that are True.
+            mesh: shards the bank over its axis "data"; in a multi-process run each process reads its rows alone, all
+                must call with the same arguments, and all get the answer. None: the first local device, the whole bank.
+
+        Raises:
+            UserError: naming the argument, or the bank's file, that doesn't fit.
+        """
+        if queries is not None and (normal is not None or abnormal is not None):
+            raise UserError("queries, normal, abnormal: give queries, or indices")
+        _check_k(k)
+        if cells is not None and (np.shape(cells) != self.grid or np.asarray(cells).dtype != bool):
+            raise UserError(f"cells: needs a boolean mask {list(self.grid)}, not {np.asarray(cells).dtype} "
+                            f"{list(np.shape(cells))}")
+        queries = codes(normal=normal, abnormal=abnormal) if queries is None else queries
+        queries.check(self.grid, self.codebooks)
+        queries = queries if cells is None else cells * queries
+        return search(self._index(queries.paths, mesh), queries, k=k, exclude=exclude, one_per_patient=one_per_patient)
+
+    def search_patients(
+        self, queries: Queries, *, heights: Float[np.ndarray, "q"], k: int = 10,
+        within_mm: Mapping[str, float] = WITHIN_MM, exclude: Sequence[str] = (),
+    ) -> PatientHits:
+        """The k patients nearest to one, exactly; see `decomp_jax.retrieval.patients` for the distance.
+
+        One process searches the whole bank, on its first device.
+
+        Args:
+            queries: a query for each of the patient's slices. Both paths: their two distances are added.
+            heights: of the slices, in the unit of the bank's column `position_mm`, or of `slice_index` without it.
+            within_mm: for each path how far apart in height matched slices may be.
+            exclude: ids of patients to leave out.
+
+        Raises:
+            UserError: naming the argument that doesn't fit.
+        """
+        if not len(queries) or np.shape(heights) != (len(queries),) or not np.isfinite(heights).all():
+            raise UserError(f"heights: needs a finite height for each of {len(queries)} queries, at least one, not "
+                            f"{list(np.shape(heights))}")
+        if not set(within_mm) <= set(PATHS) or not all(within >= 0 for within in within_mm.values()):
+            raise UserError(f"within_mm: needs numbers from 0 on for {', '.join(PATHS)}, not {dict(within_mm)}")
+        _check_k(k)
+        queries.check(self.grid, self.codebooks)
+        indices = {path: self._patient_index(path) for path in queries.paths}
+        return search_patients(indices, self.codebooks, queries, heights=heights, within_mm={**WITHIN_MM, **within_mm},
+                               k=k, exclude=exclude)
+
+    def _patient_index(self, path: str) -> PatientIndex:
+        if path not in self.cache:
+            read = functools.partial(self.read, (path,), slice(None))
+            column = "position_mm" if "position_mm" in self.rows.dtype.names else "slice_index"
+            self.cache[path] = make_patient_index(
+                read, self.rows["patient_id"], self.rows[column], by_lesion=is_sparse(path, self.codebooks[path]),
+            )
+        return self.cache[path]
+
+    @functools.cached_property
+    def codebooks(self) -> dict[str, Float64[np.ndarray, "k d"]]:
+        return {path: getattr(self, f"{path}_codebook").astype(np.float64) for path in PATHS}
+
+    def _index(self, paths: tuple[str, ...], mesh: Mesh | None) -> Index:
+        """The paths' codes on a mesh's devices, kept from one search to the next."""
+        mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
+        if mesh.axis_names != ("data",):
+            raise UserError(f"mesh: needs one axis, \"data\", not {mesh.axis_names}")
+        if (paths, mesh) not in self.cache:
+            codebooks = {path: self.codebooks[path] for path in paths}
+            read = functools.partial(self.read, paths)
+            self.cache[paths, mesh] = make_index(read, codebooks, self.rows["patient_id"], mesh)
+            leave_pages(self.rows)
+        return self.cache[paths, mesh]
 
 
 class BankWriter:
@@ -204,7 +285,7 @@ class BankWriter:
         shape = (len(self._rows), *self._model.grid)
         with contextlib.ExitStack() as stack:
             self._partial = stack.enter_context(making(self._out))
-            self._files = {part: _HashedFile(self._partial / f"{part}_indices.npy", shape) for part in PARTS}
+            self._files = {path: _HashedFile(self._partial / f"{path}_indices.npy", shape) for path in PATHS}
             stack.push(self._close)
             self._stack = stack.pop_all()
         return self
@@ -216,16 +297,16 @@ class BankWriter:
             rows=self._rows[self._written:self._written + len(normal_indices)],
         )
         _check_shapes(piece, "")
-        for part in PARTS:
-            _check_range(piece, part, getattr(piece, f"{part}_indices"))
-            self._files[part].write(getattr(piece, f"{part}_indices").astype(np.uint16))
+        for path in PATHS:
+            _check_range(piece, path, getattr(piece, f"{path}_indices"))
+            self._files[path].write(getattr(piece, f"{path}_indices").astype(np.uint16))
         self._written += len(piece)
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
     def _close(self, kind: type[BaseException] | None, *_: Any) -> None:
-        sums = {f"{part}_indices.npy": file.close() for part, file in self._files.items()}
+        sums = {f"{path}_indices.npy": file.close() for path, file in self._files.items()}
         if kind is None:
             self._finish(sums)
 
@@ -272,10 +353,15 @@ def require_same_model(bank: CodeBank, other: CodeBank) -> None:
             raise UserError(f"{other.name}/{name}.npy: differs from {bank.name}'s; encode both with one model")
 
 
-def _check_range(bank: CodeBank, part: str, indices: np.ndarray) -> None:
-    size = len(getattr(bank, f"{part}_codebook"))
+def _check_k(k: int) -> None:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k: must be a whole number, at least 1, not {k}")
+
+
+def _check_range(bank: CodeBank, path: str, indices: np.ndarray) -> None:
+    size = len(getattr(bank, f"{path}_codebook"))
     if indices.size and not 0 <= indices.min() <= indices.max() < size:
-        raise UserError(f"{bank.name}: {part}_indices hold {indices.min()}..{indices.max()}, but {part}_codebook has "
+        raise UserError(f"{bank.name}: {path}_indices hold {indices.min()}..{indices.max()}, but {path}_codebook has "
                         f"{size} codes; the two belong to different models, encode again")
 
 
@@ -287,17 +373,17 @@ def _check_shapes(bank: CodeBank, suffix: str) -> None:
             raise UserError(f"{prefix}{name}{suffix}: {what}")
 
     n = len(bank.rows)
-    for part in PARTS:
-        indices, codebook = getattr(bank, f"{part}_indices"), getattr(bank, f"{part}_codebook")
+    for path in PATHS:
+        indices, codebook = getattr(bank, f"{path}_indices"), getattr(bank, f"{path}_codebook")
         right = indices.dtype == np.uint16 if suffix else np.issubdtype(indices.dtype, np.integer)
-        require(right, f"{part}_indices", f"holds {indices.dtype}, not {'uint16' if suffix else 'integers'}")
-        require(indices.ndim == 3 and len(indices) == n, f"{part}_indices", f"shape {indices.shape} is not [{n},h,w], "
+        require(right, f"{path}_indices", f"holds {indices.dtype}, not {'uint16' if suffix else 'integers'}")
+        require(indices.ndim == 3 and len(indices) == n, f"{path}_indices", f"shape {indices.shape} is not [{n},h,w], "
                 f"{n} being the number of rows")
-        require(indices.shape == bank.normal_indices.shape, f"{part}_indices", f"shape {indices.shape} is not that of "
+        require(indices.shape == bank.normal_indices.shape, f"{path}_indices", f"shape {indices.shape} is not that of "
                 f"normal_indices, {bank.normal_indices.shape}")
-        require(codebook.dtype == np.float32 and codebook.ndim == 2, f"{part}_codebook",
+        require(codebook.dtype == np.float32 and codebook.ndim == 2, f"{path}_codebook",
                 f"is {codebook.dtype} {codebook.shape}, not float32 [K,D]")
-        require(0 < len(codebook) <= 1 << 16 and bool(np.isfinite(codebook).all()), f"{part}_codebook",
+        require(0 < len(codebook) <= 1 << 16 and bool(np.isfinite(codebook).all()), f"{path}_codebook",
                 "needs 1 to 65536 codes of finite numbers")
     names = bank.rows.dtype.names or ()
     require({"patient_id", "slice_index"} <= set(names), "rows", f"columns {names} lack patient_id or slice_index")

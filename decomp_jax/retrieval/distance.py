@@ -1,19 +1,26 @@
-"""Squared L2 between grids of codes, from tables of integers.
+"""Distances of queries to codes, from tables of integers.
 
-The squared distance of two code grids is the sum over positions p of T[q_p, x_p], T being the squared distances between
-codebook rows. Two integer tables stand for T:
+The distance of a code x is a sum over cells p of entries L[x_p, p] of the query's table (`queries`). From the entries
+of each cell a number is taken off, which changes no order: the smallest of them, or that of "nothing" where codes are
+sparse.
+Two integer tables stand for what is left:
 
-    exact   T in units of (largest T) * P / 2^62, rounded, int64. Sums are exact, so that they don't depend on order,
-            shards or devices; the rounding is below float64's own.
-    lower   floor(exact / step), clipped to what P entries can add up to in int16, uint8. Every entry is at most
-            exact / step, so every sum, times step, is a lower bound on the exact distance.
+    exact   in units so small that all entries add up to less than 2^62, rounded, int64. Sums are exact, so that they
+            don't depend on order, shards or devices; the rounding is below float64's own.
+    lower   floor(exact / step), a step being 2^shift units, clipped to what adds up in int16, uint8. Every entry is at
+            most exact / step, so every sum, times step, is a lower bound on the exact distance.
 
 `nearest` scans all codes with the lower table, keeps the smallest bound of each group of `GROUP` neighbouring codes,
 looks at the groups with the smallest bounds by the exact table, and knows that it is right when the k-th exact distance
 is below the smallest bound among the groups not looked at.
+
+Codes of a path in which most cells hold "nothing" (code 0) are sparse: a code is the list of its other cells, and its
+distance is the one of nothing plus sum over these of (L[x_p, p] - L[0, p]). Codes with lists of one length stand
+together, in a bucket.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,71 +30,135 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Int, Int32, Int64, UInt8, UInt16
-from scipy.spatial.distance import cdist
+from jaxtyping import Array, Bool, Float, Int, Int32, Int64, Shaped, UInt8, UInt16
 
 # Codes whose smallest bound is kept as one number: 32 uint16 are a cache line.
 GROUP = 32
-# Codes that the scan of a batch holds at a time; shards are padded to whole blocks.
+# Codes that the scan of a batch holds at a time; buckets of a shard are padded to whole blocks.
 BLOCK = 512
 # Distance of a code that the query may not find.
 NO_DISTANCE = np.iinfo(np.int64).max
 # In place of a patient: nobody has the code (padding), or is excluded; several patients have it.
 NOBODY, SEVERAL = -1, -2
-# Entries of T beyond this many times its mean share one bound: a few outlying codes mustn't coarsen all bounds.
+# Entries beyond this many times their mean share one bound: a few outlying codes mustn't coarsen all bounds.
 CLIP = 3.0
 
 
 class Tables(NamedTuple):
-    """Distances between codes; column K_0 + ... + K_(i-1) + a holds those to code a of codebook i, the last one zeros.
+    """Lines for Q queries to look up: what every code adds to the distance in one position.
 
     Attributes:
-        exact: int64 [K,T], squared distance / `unit`.
-        lower: uint8 [K,T], at most exact / `step`.
-        step: int64.
-        unit: squared L2 of one unit.
+        exact: int64 [T,K], units.
+        lower: uint8 [T,K], at most exact / step; plus `zero(positions)` in the lines of sparse positions.
+        lines: int32 [Q,P], the line of each position, those of dense positions first.
+        shift: int64 [Q], a step is 2^shift units.
     """
 
-    exact: Int64[np.ndarray, "k t"]
-    lower: UInt8[np.ndarray, "k t"]
-    step: np.int64
-    unit: float
+    exact: Int64[Array, "t k"]
+    lower: UInt8[Array, "t k"]
+    lines: Int32[Array, "q p"]
+    shift: Int64[Array, "q"]
 
 
-def make_tables(codebooks: Sequence[np.ndarray], cells: int) -> Tables:
-    """Tables for codes with `cells` positions from each of the codebooks [K_i,D_i]."""
-    squares = [cdist(book, book, "sqeuclidean") for book in (np.asarray(book, np.float64) for book in codebooks)]
-    positions = cells * len(codebooks)
-    unit = max(square.max() for square in squares) * positions / 2.0**62 or 1.0
-    sizes = [len(square) for square in squares]
-    exact = np.zeros((max(sizes), sum(sizes) + 1), np.int64)
-    for square, start in zip(squares, np.cumsum([0, *sizes])):
-        exact[:len(square), start:start + len(square)] = np.rint(square / unit)
-    largest = min(np.iinfo(np.uint8).max, np.iinfo(np.int16).max // positions)
-    clip = min(CLIP * np.mean([square.mean() for square in squares]), max(square.max() for square in squares))
-    step = np.int64(clip / unit / largest) + 1
-    lower = np.minimum(exact // step, largest).astype(np.uint8)
-    return Tables(exact, lower, step, unit)
+class Quantised(NamedTuple):
+    """A table L [P,K] as integers: L = base + unit * exact.
+
+    Attributes:
+        exact, lower: [P,K], as in `Tables`.
+        base: float64 [P].
+        shift: int64, a step is 2^shift units.
+        unit: float64, squared L2 of one unit.
+    """
+
+    exact: Int64[Array, "p k"]
+    lower: UInt8[Array, "p k"]
+    base: Float[Array, "p"]
+    shift: Int64[Array, ""]
+    unit: Float[Array, ""]
+
+
+def largest(positions: int) -> int:
+    """Largest entry of `lower` of which `positions` add up in int16."""
+    return min(np.iinfo(np.uint8).max, np.iinfo(np.int16).max // positions)
+
+
+def zero(positions: int) -> int:
+    """What stands for 0 in `lower` of sparse positions, whose entries are signed."""
+    return (largest(positions) + 1) // 2
+
+
+def quantise(tables: Sequence[Float[Array, "_ _"]], sparse: Sequence[bool], positions: int) -> Quantised:
+    """Tables float64 [P_i,K_i], one after the other, as integers of which any `positions` add up.
+
+    `sparse` says which tables are of sparse positions: their entries are signed, 0 for code 0.
+    """
+    top, middle, size = largest(positions), zero(positions), max(table.shape[1] for table in tables)
+    bases = [table[:, 0] if signed else table.min(1) for table, signed in zip(tables, sparse)]
+    tables = [table - base[:, None] for table, base in zip(tables, bases)]
+    lows, highs, means = (jnp.stack([reduce(table) for table in tables]) for reduce in (jnp.min, jnp.max, jnp.mean))
+    clip = jnp.minimum((highs - lows).max(), CLIP * (means - lows).mean())
+    signed_steps = jnp.maximum(-lows / middle, (clip + lows) / (top - middle))
+    step = jnp.where(jnp.asarray(sparse), signed_steps, clip / top).max()
+    step = jnp.maximum(step, jnp.finfo(jnp.float32).tiny) * (1 + 1e-9)
+    most = jnp.maximum(jnp.maximum(highs.max(), -lows.min()) / step, top) * positions
+    shift = jnp.floor(61 - jnp.log2(most)).astype(jnp.int64)
+    unit = step / jnp.exp2(shift.astype(step.dtype))
+    exact = [jnp.rint(table / unit).astype(jnp.int64) for table in tables]
+    lower = [jnp.clip((table >> shift) + middle * signed, 0, top).astype(jnp.uint8)
+             for table, signed in zip(exact, sparse)]
+    exact, lower = (
+        jnp.concatenate([jnp.pad(table, ((0, 0), (0, size - table.shape[1]))) for table in part])
+        for part in (exact, lower)
+    )
+    return Quantised(exact, lower, jnp.concatenate(bases), shift, unit)
+
+
+class Buckets(NamedTuple):
+    """How a shard's codes stand in `DistinctCodes`, bucket after bucket.
+
+    Attributes:
+        dense, sparse: number of positions of either kind.
+        sizes: of each bucket the number of codes, a multiple of BLOCK, and the length of their lists.
+    """
+
+    dense: int
+    sparse: int
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def firsts(self) -> list[int]:
+        """Positions of each bucket's first code, and the number of codes."""
+        return list(itertools.accumulate((count for count, _ in self.sizes), initial=0))
+
+    @property
+    def begins(self) -> list[int]:
+        """Positions of each bucket's first key, and the number of keys."""
+        return list(itertools.accumulate((count * length for count, length in self.sizes), initial=0))
 
 
 class DistinctCodes(NamedTuple):
-    """Distinct codes, sharded over their number n, a multiple of BLOCK.
+    """Distinct codes, sharded: n codes, as many in each shard.
 
     Attributes:
-        indices: uint16 [n,positions].
+        dense: uint16 [n,dense], an index for each dense position.
+        keys: uint16 or uint32, flat, `index * sparse + position` of the sparse positions whose index isn't 0, padded
+            with 0 to the length of the bucket.
         owners: int32 [n], the one patient that has the code; SEVERAL or NOBODY.
+        numbers: int32 [n], the code's number in the order of first rows; a larger one for padding.
     """
 
-    indices: UInt16[Array, "n p"]
+    dense: UInt16[Array, "n p"]
+    keys: Shaped[Array, "_"]
     owners: Int32[Array, "n"]
+    numbers: Int32[Array, "n"]
 
 
 class Nearest(NamedTuple):
-    """Distinct codes by (distance, code); `certain` where no code left out comes before the last.
+    """Distinct codes by (distance, number); `certain` where no code left out comes before the last.
 
     Attributes:
         distances: int64 [Q,S*c], c a shard; NO_DISTANCE where a code is padding or an excluded patient's alone.
-        codes: int32 [Q,S*c], position of the code among all.
+        codes: int32 [Q,S*c], numbers of the codes.
         certain: bool [Q,S].
     """
 
@@ -97,47 +168,59 @@ class Nearest(NamedTuple):
 
 
 @functools.cache
-def nearest(mesh: Mesh, groups: int, count: int) -> Callable[..., Nearest]:
+def nearest(mesh: Mesh, buckets: Buckets, groups: int, count: int) -> Callable[..., Nearest]:
     """Compiled search for the `count` nearest codes of each shard among the `groups` groups with the smallest bounds.
 
-    The function takes (codes, tables, queries int32 [Q,positions] of table columns, exclude int32 [Q,2] of patients).
+    The function takes (codes, tables, exclude int32 [Q,2] of patients).
     """
-    return _sharded(functools.partial(_nearest, groups=groups, count=count), mesh)
+    return _sharded(functools.partial(_nearest, buckets=buckets, groups=groups, count=count), mesh)
 
 
 @functools.cache
-def every(mesh: Mesh) -> Callable[..., Int64[Array, "q n"]]:
+def every(mesh: Mesh, buckets: Buckets) -> Callable[..., Int64[Array, "q n"]]:
     """Compiled distances from each query to each code, NO_DISTANCE as in `Nearest`; takes the same."""
-    return _sharded(_every, mesh)
+    return _sharded(functools.partial(_every, buckets=buckets), mesh)
 
 
 def _sharded(function: Callable, mesh: Mesh) -> Callable:
     return jax.jit(jax.shard_map(
-        function, mesh=mesh, in_specs=(P("data"), P(), P(), P()), out_specs=P(None, "data"), check_vma=False,
+        function, mesh=mesh, in_specs=(P("data"), P(), P()), out_specs=P(None, "data"), check_vma=False,
     ))
 
 
-def _nearest(codes: DistinctCodes, tables: Tables, queries: Array, exclude: Array, *, groups: int, count: int) -> Nearest:
+def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: Buckets, groups: int, count: int
+             ) -> Nearest:
     # XLA's CPU compiler sorts everything where an output of top_k is sliced, so all of it is used: the last group is
     # looked at although the others would do.
-    bounds, group = lax.top_k(-group_minima(codes.indices, tables.lower, queries).astype(jnp.float32), groups)
-    beyond = -bounds.min(1).astype(jnp.int64) * tables.step
-    code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(queries), -1)
-    distance = lax.map(lambda one: _add_up(codes.indices[one[0]], tables.exact[:, one[1]]), (code, queries))
+    minima = group_minima(codes, tables.lower, tables.lines, buckets).astype(jnp.float32)
+    minima = jnp.where(codes.owners[::GROUP] == NOBODY, jnp.inf, minima)  # padding alone
+    bounds, group = lax.top_k(-minima, groups)
+    bounds = jnp.minimum(-bounds.min(1), np.iinfo(np.int16).max)
+    beyond = bounds.astype(jnp.int64) << tables.shift
+    code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(group), -1)
+
+    def distances(one: tuple[Array, Array]) -> Array:
+        luts = _split(tables.exact[one[1]].T, buckets)
+        return add_up(codes.dense[one[0]], luts.dense) + _add_up_keys(_keys(codes.keys, one[0], buckets), luts.sparse)
+
+    distance = lax.map(distances, (code, tables.lines))
     distance = jnp.where(_allowed(codes.owners[code], exclude), distance, NO_DISTANCE)
+    code = codes.numbers[code]
     # Rounding to float32 keeps order but for ties: what is left out comes later if its float32 is strictly greater.
     rounded, at = lax.top_k(-distance.astype(jnp.float32), count + GROUP // 2)
     near = lax.sort([jnp.take_along_axis(values, at, 1) for values in (distance, code)], num_keys=2)
     distance, code = (values[:, :count] for values in near)
     last = distance[:, -1]
     certain = (last < beyond) & (last.astype(jnp.float32) < -rounded.min(1))
-    offset = lax.axis_index("data") * len(codes.owners)
-    return Nearest(distance, code + offset.astype(code.dtype), certain[:, None])
+    return Nearest(distance, code, certain[:, None])
 
 
-def _every(codes: DistinctCodes, tables: Tables, queries: Array, exclude: Array) -> Array:
-    distance = lax.map(lambda query: _add_up(codes.indices, tables.exact[:, query]), queries)
-    return jnp.where(_allowed(codes.owners, exclude), distance, NO_DISTANCE)
+def _every(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: Buckets) -> Array:
+    def distances(lines: Array) -> Array:
+        luts = _split(tables.exact[lines].T, buckets)
+        return add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
+
+    return jnp.where(_allowed(codes.owners, exclude), lax.map(distances, tables.lines), NO_DISTANCE)
 
 
 def _allowed(owners: Int32[Array, "*q n"], exclude: Int32[Array, "q 2"]) -> Bool[Array, "q n"]:
@@ -145,7 +228,7 @@ def _allowed(owners: Int32[Array, "*q n"], exclude: Int32[Array, "q 2"]) -> Bool
     return (owners != NOBODY) & (owners[..., None] != exclude[:, None]).all(-1)
 
 
-def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "k t"], queries: Int[Array, "q p"]
+def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Array, "q p"], buckets: Buckets
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
@@ -153,25 +236,83 @@ def group_minima(indices: UInt16[Array, "n p"], lower: UInt8[Array, "k t"], quer
     scanned block by block, each turn adding up one block while it reduces the one before: a loop's carry is never
     fused.
     """
-    luts = lower[:, queries[0] if len(queries) == 1 else queries.T]
-    if len(queries) == 1 or jax.default_backend() != "cpu":
-        return _add_up(indices, luts).reshape(-1, GROUP, len(queries)).min(1).T
+    queries, middle = len(lines), zero(buckets.dense + buckets.sparse)
+    luts = _split(lower[lines[0] if queries == 1 else lines].T, buckets)
+    count, length = np.array(buckets.sizes).T
+    zeros = jnp.asarray(np.repeat(length * middle, count // GROUP), jnp.int16)  # of the sparse keys
 
     def reduce(bounds: Array) -> Array:
-        return bounds.reshape(-1, GROUP, len(queries)).min(1)
+        return bounds.reshape(-1, GROUP, queries).min(1)
 
-    def turn(before: Array, block: Array) -> tuple[Array, Array]:
-        return _add_up(block, luts), reduce(before)
+    if queries == 1 or jax.default_backend() != "cpu":
+        sums = add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
+        return reduce(sums).T - zeros
 
-    first = jnp.zeros((BLOCK, len(queries)), jnp.int16)
-    last, minima = lax.scan(turn, first, indices.reshape(-1, BLOCK, indices.shape[1]))
-    return jnp.concatenate([minima.reshape(-1, len(queries)), reduce(last)])[BLOCK // GROUP:].T
+    def add_up_keys(block: Array, begin: int, first: int, length: int) -> Array:
+        start = begin + (block - first // BLOCK) * (BLOCK * length)
+        keys = lax.dynamic_slice(codes.keys, (start,), (BLOCK * length,)).reshape(BLOCK, length)
+        return _add_up_keys(keys, luts.sparse)
+
+    by_bucket = [functools.partial(add_up_keys, begin=begin, first=first, length=length)
+                 for begin, first, (_, length) in zip(buckets.begins, buckets.firsts, buckets.sizes)]
+
+    def turn(before: Array, block: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        dense, number, bucket = block
+        sums = add_up(dense, luts.dense)
+        if buckets.sparse:
+            sums += lax.switch(bucket, by_bucket, number)
+        return sums, reduce(before)
+
+    blocks = count // BLOCK
+    dense = codes.dense.reshape(blocks.sum(), BLOCK, buckets.dense)
+    numbers, bucket = np.arange(blocks.sum()), np.repeat(np.arange(len(blocks)), blocks)
+    first = jnp.zeros((BLOCK, queries), jnp.int16)
+    last, minima = lax.scan(turn, first, (dense, jnp.asarray(numbers), jnp.asarray(bucket)))
+    return jnp.concatenate([minima.reshape(-1, queries), reduce(last)])[BLOCK // GROUP:].T - zeros
 
 
-def _add_up(indices: UInt16[Array, "n p"], luts: Array) -> Array:
-    """Sums over positions of luts[indices[:,p],p]; luts are [k,p] or [k,p,q]. Unrolled: one pass over the codes.
+class Luts(NamedTuple):
+    """Entries of one query, or with a last axis of several: of dense positions [k,p], of sparse keys [k*p]."""
+
+    dense: Array
+    sparse: Array
+
+
+def _split(luts: Shaped[Array, "k p *q"], buckets: Buckets) -> Luts:
+    sparse = luts[:, buckets.dense:]
+    return Luts(luts[:, :buckets.dense], sparse.reshape(-1, *sparse.shape[2:]))
+
+
+def _keys(keys: Shaped[Array, "_"], at: Int[Array, "n"], buckets: Buckets) -> Shaped[Array, "n w"]:
+    """Keys of the codes at some positions, padded to the longest list."""
+    count, length = np.array(buckets.sizes).T
+    bucket = jnp.searchsorted(jnp.asarray(np.cumsum(count)), at, side="right")
+    begins, firsts, lengths = (jnp.asarray(values) for values in (buckets.begins, buckets.firsts, length))
+    key, length = jnp.arange(length.max()), lengths[bucket, None]
+    begin = begins[bucket, None] + (at - firsts[bucket])[:, None] * length
+    return jnp.where(key < length, keys[begin + jnp.minimum(key, length - 1)], 0)
+
+
+def add_up(codes: UInt16[Array, "n p"], luts: Shaped[Array, "k p *q"]) -> Array | int:
+    """Sums over positions of luts[codes[:,p],p], 0 without any. Unrolled: one pass over the codes.
 
     A code's entries for all positions lie together: in few pages of memory, and in different lines of the cache.
     """
+    return _sum([luts.at[codes[:, p], p] for p in range(codes.shape[1])], luts)
+
+
+def _add_up_keys(keys: Shaped[Array, "n w"], luts: Shaped[Array, "e *q"]) -> Array | int:
+    return _sum([luts.at[keys[:, i]] for i in range(keys.shape[1])], luts)
+
+
+def _add_up_all_keys(keys: Shaped[Array, "_"], luts: Shaped[Array, "e *q"], buckets: Buckets
+                      ) -> Array | int:
+    pieces = (keys[begin:end].reshape(-1, length)
+              for begin, end, (_, length) in zip(buckets.begins, buckets.begins[1:], buckets.sizes) if length)
+    sums = [_add_up_keys(piece, luts) for piece in pieces]
+    return jnp.concatenate(sums) if sums else 0
+
+
+def _sum(entries: list, luts: Array) -> Array | int:
     kind = jnp.int16 if luts.dtype == jnp.uint8 else luts.dtype
-    return sum(luts.at[indices[:, p], p].get(mode="promise_in_bounds").astype(kind) for p in range(luts.shape[1]))
+    return sum(entry.get(mode="promise_in_bounds").astype(kind) for entry in entries)

@@ -1,43 +1,34 @@
-"""Exact search over a bank of codes: what `CodeBank.search` does.
+"""Exact search over codes that are laid out on devices.
 
 Distinct codes are searched on the devices (`distance`), their rows are put in order on the host. With several processes
 each searches its own rows on its own devices; one exchange of k hits a query joins the answers.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Bool, Float32, Int, Int64
+from jaxtyping import Array, Float, Float32, Int64
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from decomp_jax.errors import UserError
-from decomp_jax.retrieval.distance import GROUP, NO_DISTANCE, NOBODY, Nearest, Tables, every, make_tables, nearest
-from decomp_jax.retrieval.layout import Layout, Members, leave_pages, make_layout, run_starts
+from decomp_jax.retrieval.distance import (
+    GROUP, NO_DISTANCE, NOBODY, Nearest, Quantised, Tables, every, nearest, quantise,
+)
+from decomp_jax.retrieval.layout import Layout, Members, make_layout, run_starts
+from decomp_jax.retrieval.queries import Queries, is_sparse, padded_examples, table
 
-# Queries scanned together, and codes that may be looked at exactly at a time (some 40 bytes each).
+# Queries scanned together, entries of their own tables, and codes that may be looked at exactly at a time (some 40
+# bytes each).
 MOST_QUERIES = 64
+MOST_ENTRIES = 1 << 22
 MOST_CANDIDATES = 1 << 22
-
-
-class Searchable(Protocol):
-    """What a search needs of a bank: see `CodeBank`."""
-
-    normal_codebook: np.ndarray
-    abnormal_codebook: np.ndarray
-    rows: np.ndarray
-    cache: dict
-
-    @property
-    def grid(self) -> tuple[int, int]: ...
-
-    def codes(self, parts: Sequence[str], rows: slice, some: np.ndarray | slice) -> np.ndarray: ...
-
-    def __len__(self) -> int: ...
 
 
 class Hits(NamedTuple):
@@ -57,76 +48,115 @@ class _Found(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Index:
-    """A process's rows, from `start` on, ready to be searched by one code or by both.
+class Index:
+    """A process's rows, from `start` on, ready to be searched by the paths of `codebooks`.
 
     Attributes:
-        layout: their distinct codes, on the devices of `mesh`.
-        names: sorted patient ids; a patient's number is a position among them.
+        layout: their distinct codes, on the devices of this process.
+        codebooks: float64 [K,D], of the paths searched by.
+        ids: patient ids of all rows, of other processes' too.
+        names: sorted patient ids of this process's rows; a patient's number is a position among them.
         most: the largest number of rows of one patient.
+        mesh: the devices of all processes.
     """
 
     layout: Layout
-    tables: Tables
-    mesh: Mesh
+    codebooks: Mapping[str, np.ndarray]
+    ids: np.ndarray
     start: int
     names: np.ndarray
     most: int
+    mesh: Mesh
+
+    @property
+    def positions(self) -> int:
+        return self.layout.buckets.dense + self.layout.buckets.sparse
+
+    @property
+    def sparse(self) -> tuple[bool, ...]:
+        """Whether the codes of each path are sparse."""
+        return tuple(is_sparse(path, codebook) for path, codebook in self.codebooks.items())
+
+    @functools.cached_property
+    def code_tables(self) -> Quantised:
+        """Tables for queries that are codes: a line for each code of each path, and one of zeros a path."""
+        squares = [np.pad(cdist(book, book, "sqeuclidean"), ((0, 1), (0, 0))) for book in self.codebooks.values()]
+        with jax.enable_x64(True):
+            return quantise_shared(self._replicated(squares), sparse=self.sparse, positions=self.positions)
+
+    def tables(self, queries: Queries) -> tuple[Tables, np.ndarray, np.ndarray]:
+        """Tables on this process's devices, and what makes distances of sums: a unit and an offset [Q]."""
+        count = len(queries)
+        if _are_codes(queries):
+            shared, lines = self.code_tables, _code_lines(queries, self.codebooks)
+            shift, unit = (np.full(count, value) for value in (shared.shift, shared.unit))
+            return Tables(shared.exact, shared.lower, lines, shift), unit, np.asarray(shared.base)[lines].sum(1)
+        with jax.enable_x64(True):
+            codebooks = list(self.codebooks.values())
+            examples = [padded_examples(queries, _power_of_two(count), path) for path in self.codebooks]
+            own = own_tables(*self._replicated((examples, codebooks)), sparse=self.sparse, positions=self.positions)
+        lines = np.arange(count * self.positions, dtype=np.int32).reshape(count, -1)
+        shift, unit, base = (np.asarray(values)[:count] for values in (own.shift, own.unit, own.base))
+        return Tables(own.exact, own.lower, lines, shift), unit, base.sum(1)
+
+    def _replicated(self, tree: Any) -> Any:
+        return jax.device_put(tree, NamedSharding(self.mesh.local_mesh, PartitionSpec()))
+
+
+def make_index(
+    read: Callable[[slice, slice | np.ndarray], np.ndarray], codebooks: Mapping[str, np.ndarray], ids: np.ndarray,
+    mesh: Mesh,
+) -> Index:
+    """Index of N rows for the paths of `codebooks`.
+
+    Args:
+        read: gives the codes uint16 [n,positions] of some rows of a range, those of the paths side by side.
+        ids: patient ids [N], text.
+        mesh: shards the rows over its axis "data"; of several processes each reads its own rows alone.
+    """
+    processes = _processes(mesh)
+    share = processes.index(jax.process_index())
+    start, stop = (len(ids) * i // len(processes) for i in (share, share + 1))
+    names, patients = _number_patients(ids[start:stop])
+    read_own = functools.partial(read, slice(start, stop))
+    cells = read_own(slice(0)).shape[1] // len(codebooks)
+    sparse = [len(codebook) for path, codebook in codebooks.items() if is_sparse(path, codebook)]
+    kind = np.min_scalar_type(max([2**16, *(size * cells for size in sparse)]) - 1)
+    layout = make_layout(read_own, patients, mesh.local_mesh, sparse=len(sparse) * cells, kind=kind)
+    return Index(layout, codebooks, ids, start, names, np.bincount(patients).max(initial=0), mesh)
 
 
 def search(
-    bank: Searchable, *, normal: Int[np.ndarray | jax.Array, "q h w"] | None = None,
-    abnormal: Int[np.ndarray | jax.Array, "q h w"] | None = None, k: int = 10,
-    exclude: Sequence[str] | np.ndarray | None = None, one_per_patient: bool = False,
-    cells: Bool[np.ndarray | jax.Array, "h w"] | None = None, mesh: Mesh | None = None,
+    index: Index, queries: Queries, *, k: int, exclude: Sequence[str] | np.ndarray | None = None,
+    one_per_patient: bool = False,
 ) -> Hits:
-    """The k rows of the bank nearest to each query by squared L2 of their codes, exactly; ties go to the lower row.
-
-    The answer doesn't depend on the number of shards, devices or processes. Memory stays bounded whatever N and Q.
-
-    Args:
-        normal, abnormal: indices of the queries. Both: the distance is that of the concatenated codes, and the two may
-            come from different images.
-        k: number of hits a query.
-        exclude: patient_id [Q] whose rows each query leaves out; [Q,2] leaves out two (those of a mixed query).
-        one_per_patient: keeps the nearest row of each patient.
-        cells: restricts the distance to the cells that are True.
-        mesh: shards the bank over its axis "data"; in a multi-process run each process reads its rows alone, all must
-            call with the same arguments, and all get the answer. None: the first local device, the whole bank.
-
-    Raises:
-        UserError: naming the argument, or the bank's file, that doesn't fit.
-    """
-    queries = {part: np.asarray(query) for part, query in (("normal", normal), ("abnormal", abnormal))
-               if query is not None}
-    _check(bank, queries, k, cells, mesh)
-    mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
-    index = _index(bank, tuple(queries), mesh)
-    table_columns = _table_columns(bank, queries, cells)
-    excluded = _patient_numbers(index.names, exclude, len(table_columns))
-    distances, rows = _no_hits(len(table_columns), k)
-    blocks = list(_slices(len(table_columns), MOST_QUERIES))
+    """The k rows nearest to each query, exactly; ties go to the lower row. See `CodeBank.search`."""
+    excluded = _patient_numbers(index.names, exclude, len(queries))
+    distances, rows = _no_hits(len(queries), k)
+    units, offsets = np.empty((2, len(queries), 1))
+    blocks = list(_slices(len(queries), _block_size(index, queries)))
     for block in tqdm(blocks, desc="search", unit="block", delay=2, disable=None):
-        distances[block], rows[block] = _search(index, table_columns[block], excluded[block], k, one_per_patient)
-    if len(_processes(mesh)) > 1:
-        distances, rows = _join_processes(distances, rows, bank, k, one_per_patient)
-    floats = np.where(rows < 0, np.inf, distances * float(index.tables.unit))
+        tables, units[block, 0], offsets[block, 0] = index.tables(queries[block])
+        distances[block], rows[block] = _search(index, tables, excluded[block], k, one_per_patient)
+    if len(_processes(index.mesh)) > 1:
+        distances, rows = _join_processes(distances, rows, index.ids, k, one_per_patient)
+    floats = np.where(rows < 0, np.inf, distances * units + offsets)
     return Hits(floats.astype(np.float32), rows)
 
 
-def _search(index: _Index, queries: np.ndarray, excluded: np.ndarray, k: int, one_per_patient: bool
+def _search(index: Index, tables: Tables, excluded: np.ndarray, k: int, one_per_patient: bool
             ) -> tuple[np.ndarray, np.ndarray]:
     """Integer distances and rows [q,k] among this process's rows.
 
     The nearest k codes have the nearest k rows among them, but k patients may need more codes: as many as it takes for
     the last hit to come before every code not looked at.
     """
-    layout, (distances, rows) = index.layout, _no_hits(len(queries), k)
+    layout, (distances, rows) = index.layout, _no_hits(len(excluded), k)
     members = layout.patient_members if one_per_patient else layout.members
     spare = excluded.shape[1] * (1 if one_per_patient else index.most) if (excluded != NOBODY).any() else 0
-    pending, count = np.arange(len(queries)), min(8 * k if one_per_patient else k, layout.count)
+    pending, count = np.arange(len(excluded)), min(8 * k if one_per_patient else k, layout.count)
     while len(pending) and count:
-        distance, code = _nearest_codes(index, queries[pending], excluded[pending], count)
+        distance, code = _nearest_codes(index, _some(tables, pending), excluded[pending], count)
         found = _members_found(layout, members, distance, code, excluded[pending], k + spare)
         distances[pending], rows[pending] = _best(found, len(pending), k, one_per_patient)
         last, seen = distances[pending, -1], distance[:, -1]
@@ -139,39 +169,43 @@ def _search(index: _Index, queries: np.ndarray, excluded: np.ndarray, k: int, on
     return distances, rows
 
 
-def _nearest_codes(index: _Index, queries: np.ndarray, excluded: np.ndarray, count: int
+def _nearest_codes(index: Index, tables: Tables, excluded: np.ndarray, count: int
                    ) -> tuple[np.ndarray, np.ndarray]:
     """Distances and numbers [q,count] of the nearest codes, by (distance, number): numbers go by first rows.
 
     Tries few groups, then more for queries that aren't certain, then every code for those that still aren't.
     """
-    distance, code = (np.zeros((len(queries), count), kind) for kind in (np.int64, np.int32))
-    size, certain = len(index.layout.codes.owners), np.zeros(len(queries), bool)
-    pending = np.arange(len(queries))
+    distance, code = (np.zeros((len(excluded), count), kind) for kind in (np.int64, np.int32))
+    mesh, codes, buckets = index.mesh.local_mesh, index.layout.codes, index.layout.buckets
+    numbers, size, certain = np.asarray(codes.numbers), len(codes.numbers), np.zeros(len(excluded), bool)
+    pending = np.arange(len(excluded))
 
     def run(function: Callable, some: np.ndarray) -> Nearest | np.ndarray:
-        width = 1 << (len(some) - 1).bit_length()
-        padded = np.pad(some, (0, width - len(some)), mode="edge")
+        padded = np.pad(some, (0, _power_of_two(len(some)) - len(some)), mode="edge")
         with jax.enable_x64(True):
-            answer = function(index.layout.codes, index.tables, queries[padded], excluded[padded])
+            answer = function(codes, _some(tables, padded), excluded[padded])
         return jax.tree.map(lambda values: np.asarray(values)[:len(some)], answer)
 
-    for groups in (count + GROUP // 2, 4 * (count + GROUP // 2)):
-        if 2 * groups * GROUP * index.mesh.size > size:
+    for groups in (factor * (count + GROUP // 2) for factor in (1, 4, 32)):
+        if 2 * groups * GROUP * mesh.size > size:
             break
         for block in _slices(len(pending), MOST_CANDIDATES // (groups * GROUP)):
             some = pending[block]
-            near = run(nearest(index.mesh, groups, count), some)
+            near = run(nearest(mesh, buckets, groups, count), some)
             order = np.lexsort((near.codes, near.distances))[:, :count]
             distance[some], code[some] = (np.take_along_axis(values, order, 1) for values in near[:2])
             certain[some] = near.certain.all(1)
         pending = np.flatnonzero(~certain)
     for block in _slices(len(pending), MOST_CANDIDATES // size):
-        for one, all_distances in zip(pending[block], run(every(index.mesh), pending[block])):
+        for one, all_distances in zip(pending[block], run(every(mesh, buckets), pending[block])):
             within = np.flatnonzero(all_distances <= np.partition(all_distances, count - 1)[count - 1])
-            code[one] = within[np.argsort(all_distances[within], kind="stable")[:count]]
-            distance[one] = all_distances[code[one]]
+            within = within[np.lexsort((numbers[within], all_distances[within]))[:count]]
+            distance[one], code[one] = all_distances[within], numbers[within]
     return distance, code
+
+
+def _some(tables: Tables, queries: np.ndarray) -> Tables:
+    return tables._replace(lines=tables.lines[queries], shift=tables.shift[queries])
 
 
 def _members_found(layout: Layout, members: Members, distance: np.ndarray, code: np.ndarray, excluded: np.ndarray,
@@ -206,35 +240,15 @@ def _no_hits(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full((queries, k), NO_DISTANCE), np.full((queries, k), -1)
 
 
-def _join_processes(distances: np.ndarray, rows: np.ndarray, bank: Searchable, k: int, one_per_patient: bool
+def _join_processes(distances: np.ndarray, rows: np.ndarray, ids: np.ndarray, k: int, one_per_patient: bool
                     ) -> tuple[np.ndarray, np.ndarray]:
     """Best of all processes' hits [q,k]."""
     with jax.enable_x64(True):
         distance, row = (np.asarray(values) for values in multihost_utils.process_allgather((distances, rows)))
     _, query, _ = np.nonzero(row >= 0)
     distance, row = distance[row >= 0], row[row >= 0]
-    _, patient = np.unique(bank.rows["patient_id"][row], return_inverse=True)
+    _, patient = np.unique(ids[row], return_inverse=True)
     return _best(_Found(query, distance, row, patient), len(rows), k, one_per_patient)
-
-
-def _index(bank: Searchable, parts: tuple[str, ...], mesh: Mesh) -> _Index:
-    if (parts, mesh) not in bank.cache:
-        bank.cache[parts, mesh] = _make_index(bank, parts, mesh)
-    return bank.cache[parts, mesh]
-
-
-def _make_index(bank: Searchable, parts: tuple[str, ...], mesh: Mesh) -> _Index:
-    processes = _processes(mesh)
-    share = processes.index(jax.process_index())
-    start, stop = (len(bank) * i // len(processes) for i in (share, share + 1))
-    names, patients = _number_patients(bank.rows["patient_id"][start:stop])
-    leave_pages(bank.rows)
-    local = mesh.local_mesh
-    layout = make_layout(lambda rows: bank.codes(parts, slice(start, stop), rows), patients, local)
-    tables = make_tables([getattr(bank, f"{part}_codebook") for part in parts], int(np.prod(bank.grid)))
-    with jax.enable_x64(True):
-        tables = jax.device_put(tables, NamedSharding(local, PartitionSpec()))
-    return _Index(layout, tables, local, start, names, np.bincount(patients).max(initial=0))
 
 
 def _processes(mesh: Mesh) -> list[int]:
@@ -264,41 +278,49 @@ def _patient_numbers(names: np.ndarray, exclude: Sequence[str] | np.ndarray | No
     return numbers
 
 
-def _table_columns(bank: Searchable, queries: dict[str, np.ndarray], cells: np.ndarray | None) -> np.ndarray:
-    """Columns int32 [Q,positions] of the tables to look up: queries' indices; the one of zeros where cells is False."""
-    columns, offset = [], 0
-    for part, query in queries.items():
-        columns.append(query.reshape(len(query), query.shape[1] * query.shape[2]).astype(np.int32) + offset)
-        offset += len(getattr(bank, f"{part}_codebook"))
-    table_columns = np.concatenate(columns, 1)
-    if cells is not None:
-        table_columns[:, ~np.tile(np.asarray(cells).ravel(), len(queries))] = offset
-    return table_columns
+quantise_shared = jax.jit(quantise, static_argnames=("sparse", "positions"))
 
 
-def _check(
-    bank: Searchable, queries: dict[str, np.ndarray], k: int, cells: np.ndarray | None, mesh: Mesh | None,
-) -> None:
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise UserError(f"k: must be a whole number, at least 1, not {k}")
-    if not queries:
-        raise UserError("normal, abnormal: give one of them, or both")
-    for part, query in queries.items():
-        if query.ndim != 3 or query.shape[1:] != bank.grid or not np.issubdtype(query.dtype, np.integer):
-            raise UserError(f"{part}: needs integer indices [Q,{bank.grid[0]},{bank.grid[1]}], as the bank's, not "
-                            f"{query.dtype} {list(query.shape)}")
-        size = len(getattr(bank, f"{part}_codebook"))
-        if query.size and not 0 <= query.min() <= query.max() < size:
-            raise UserError(f"{part}: holds {query.min()}..{query.max()}, but the bank's {part}_codebook has {size} "
-                            "codes; encode queries and bank with one model")
-    if len({len(query) for query in queries.values()}) > 1:
-        raise UserError(f"normal, abnormal: {len(queries['normal'])} and {len(queries['abnormal'])} queries; give as "
-                        "many of each")
-    if cells is not None and (np.shape(cells) != bank.grid or np.asarray(cells).dtype != bool):
-        raise UserError(f"cells: needs a boolean mask {list(bank.grid)}, not {np.asarray(cells).dtype} "
-                        f"{list(np.shape(cells))}")
-    if mesh is not None and mesh.axis_names != ("data",):
-        raise UserError(f"mesh: needs one axis, \"data\", not {mesh.axis_names}")
+@functools.partial(jax.jit, static_argnames=("sparse", "positions"))
+def own_tables(
+    examples: Sequence[Sequence[tuple[Array, Array]]], codebooks: Sequence[Float[Array, "k d"]], *,
+    sparse: tuple[bool, ...], positions: int,
+) -> Quantised:
+    """Tables [Q*positions,K] of Q queries, from the points and weights [Q,p] of each path's examples."""
+    def one(examples: Sequence[Sequence[tuple[Array, Array]]]) -> Quantised:
+        tables = [sum(table(*example, codebook) for example in own) for own, codebook in zip(examples, codebooks)]
+        return quantise(tables, sparse, positions)
+
+    own = jax.lax.map(one, examples)
+    exact, lower = (part.reshape(-1, part.shape[2]) for part in own[:2])
+    return own._replace(exact=exact, lower=lower)
+
+
+def _are_codes(queries: Queries) -> bool:
+    """Whether one table serves all of the queries: one code a path, each cell counted once or left out."""
+    examples = queries.examples
+    return len(queries.paths) == len(examples) and all(
+        example.quantised and np.isin(example.weights, (0, 1)).all() for example in examples
+    )
+
+
+def _code_lines(queries: Queries, codebooks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Lines int32 [Q,positions] of `code_tables`: queries' indices; the one of zeros where the weight is 0."""
+    examples, lines, offset = {example.path: example for example in queries.examples}, [], 0
+    for path, codebook in codebooks.items():
+        points = np.where(examples[path].weights == 0, len(codebook), examples[path].points) + offset
+        lines.append(np.broadcast_to(points, (len(queries), *points.shape[1:])).reshape(len(queries), -1))
+        offset += len(codebook) + 1
+    return np.concatenate(lines, 1, dtype=np.int32)
+
+
+def _block_size(index: Index, queries: Queries) -> int:
+    entries = max(map(len, index.codebooks.values())) * index.positions
+    return MOST_QUERIES if _are_codes(queries) else min(MOST_QUERIES, MOST_ENTRIES // entries)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def _slices(size: int, most: int) -> Iterator[slice]:

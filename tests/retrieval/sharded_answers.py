@@ -8,7 +8,7 @@ import sys
 
 import jax
 import numpy as np
-from brute_force import KINDS, make_bank, make_queries
+from brute_force import KINDS, make_any_queries, make_bank, make_queries
 
 
 def main(out: str, *job: str) -> None:
@@ -18,7 +18,7 @@ def main(out: str, *job: str) -> None:
     answers = {}
     for kind in KINDS:
         bank = make_bank(kind, 9000)
-        queries = make_queries(bank, 5)
+        queries, (any_queries, _) = make_queries(bank, 5), make_any_queries(bank, "counter-example", 5)
         if job:  # A process that reads another's rows answers wrongly.
             mine = np.arange(9000) * int(job[1]) // 9000 == int(job[2])
             wiped = {f"{part}_indices": np.where(mine[:, None, None], getattr(bank, f"{part}_indices"), 0)
@@ -28,6 +28,8 @@ def main(out: str, *job: str) -> None:
         for k, options in ((10, {}), (3, {"exclude": patients, "one_per_patient": True})):
             hits = bank.search(**queries, k=k, mesh=mesh, **options)
             answers |= {f"{kind} {k} rows": hits.rows, f"{kind} {k} distances": hits.distances}
+        hits = bank.search(any_queries, k=4, exclude=patients, mesh=mesh)
+        answers |= {f"{kind} rows": hits.rows, f"{kind} distances": hits.distances}
     np.savez(out, **answers)
 
 

@@ -6,7 +6,7 @@ import pytest
 from brute_force import KINDS, assert_exact, make_bank, make_queries
 
 from decomp_jax.errors import UserError
-from decomp_jax.retrieval import CodeBank, distance, search
+from decomp_jax.retrieval import CodeBank, codes, distance, search
 
 REQUESTS = ("normal", "abnormal", "both", "exclude", "exclude two", "one per patient", "cells")
 
@@ -110,7 +110,7 @@ class Spy:
         monkeypatch.setattr(search, name, lambda *options: lambda *values: self._run(compiled(*options), values))
 
     def _run(self, function: object, values: tuple) -> object:
-        self.queries += len(values[2])
+        self.queries += len(values[1].lines)
         return function(*values)
 
 
@@ -134,24 +134,32 @@ def test_certificate_is_sound() -> None:
     bank = make_bank("clustered", 5000)
     queries = make_queries(bank, 64)["normal"]
     mesh = jax.sharding.Mesh(jax.local_devices()[:1], ("data",))
-    index = search._index(bank, ("normal",), mesh)
+    index = bank._index(("normal",), mesh)
+    tables, _, _ = index.tables(codes(normal=queries))
     with jax.enable_x64(True):
-        arguments = (index.layout.codes, index.tables, queries.reshape(64, -1).astype(np.int32),
-                     np.full((64, 2), -1, np.int32))
-        few = distance.nearest(mesh, 3, 25)(*arguments)
-        every = distance.every(mesh)(*arguments)
+        arguments = (index.layout.codes, tables, np.full((64, 2), -1, np.int32))
+        few = distance.nearest(mesh, index.layout.buckets, 3, 25)(*arguments)
+        every = distance.every(mesh, index.layout.buckets)(*arguments)
     certain = np.asarray(few.certain)[:, 0]
     right = (np.asarray(few.distances) == np.sort(np.asarray(every), 1)[:, :25]).all(1)
     assert right[certain].all() and 0 < certain.sum() and 0 < (~right).sum()
 
 
-def test_bounds_are_below_exact_distances() -> None:
-    codebooks = [np.random.default_rng(i).normal(size=(40, 5)) * 10**i for i in range(2)]
-    tables = distance.make_tables(codebooks, 64)
-    assert (tables.lower.astype(np.int64) * tables.step <= tables.exact).all() and tables.lower.max() == 255
-    assert int(tables.exact.max()) * 128 < 2**63
-    true = np.square(codebooks[1][:, None] - codebooks[1]).sum(-1)
-    np.testing.assert_allclose(tables.exact[:40, 40:80] * tables.unit, true, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_bounds_are_below_exact_entries(sparse: bool, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    tables = [rng.normal(size=(64, 40)) * scale, rng.exponential(size=(64, 30)) * 5 * scale]
+    with jax.enable_x64(True):
+        quantised = jax.tree.map(np.asarray, distance.quantise(tables, (False, sparse), 128))
+    lower = quantised.lower.astype(np.int64)
+    lower[64:] -= distance.zero(128) * sparse
+    assert (lower << quantised.shift <= quantised.exact).all() and np.ptp(lower) > 200
+    assert int(np.abs(quantised.exact).max()) * 128 < 2**62
+    for i, table in enumerate(tables):
+        some = slice(64 * i, 64 * i + 64)
+        exact = quantised.exact[some, :table.shape[1]] * quantised.unit + quantised.base[some, None]
+        np.testing.assert_allclose(exact, table, rtol=1e-12, atol=1e-14 * scale)
 
 
 @pytest.mark.parametrize("bad, message", [

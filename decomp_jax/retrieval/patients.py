@@ -1,0 +1,208 @@
+"""Patients nearest to a patient: each of its slices is matched with the nearest slice of the other within reach.
+
+From a query patient Q (slices i at heights z_i) to a reference patient X (slices j at heights z_j)
+
+    d(Q -> X) = sum_i w_i * min over j with |z_i - z_j| <= reach of D(i, j)  /  sum_i w_i
+
+D being the distance of slice i's query to code j; the distance between the two is (d(Q -> X) + d(X -> Q)) / 2, since
+the one-sided one favours patients of many slices. Where nothing is within reach, the largest distance that a slice of Q can
+have to any code stands in place of the minimum. By anatomy every slice weighs 1; by lesion it weighs as many cells as
+hold something, or else the empty slices would decide. By both, the distances of the two paths are added.
+
+Exact by bounds: one scan gives lower bounds of all D, their minima a lower bound of each patient's distance. Distances
+are computed in the order of the bounds, until the k-th is below the next bound.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32, Float64, Int64, Shaped, UInt16
+
+from decomp_jax.retrieval.distance import add_up, quantise
+from decomp_jax.retrieval.layout import aligned, chunks, run_starts
+from decomp_jax.retrieval.queries import Queries, is_sparse, padded_examples, table
+
+# Slices of a patient whose smallest bound is kept as one number, and slices scanned at a time.
+GROUP = 16
+BLOCK = 512
+# What float32 bounds may be too large by, as a share of the largest number they are made of.
+ROUNDING = 1e-5
+
+
+class PatientHits(NamedTuple):
+    """The k patients nearest to one, fewer where the bank has fewer.
+
+    Attributes:
+        distances: ascending; equal ones in the order of the ids.
+        patients: their ids.
+        matches: of each path, the bank's row matched with each of the query's slices; -1 where none is within reach.
+    """
+
+    distances: Float64[np.ndarray, "k"]
+    patients: Shaped[np.ndarray, "k"]
+    matches: dict[str, Int64[np.ndarray, "k i"]]
+
+
+class PatientIndex(NamedTuple):
+    """Slices of one path by patient and height; patients are padded to whole groups, all of them to whole blocks.
+
+    Attributes:
+        codes: uint16 [n,p].
+        on_device: the same; where the device is the CPU, in the same memory.
+        heights: float32 [n], mm; nan for padding.
+        weights: float64 [n], 0 for padding; not 0 in all slices of a patient.
+        rows: int64 [n], the bank's; -1 for padding.
+        starts: [patients+1], position of each patient's first slice; the last is where padding alone begins.
+        names: sorted ids of the patients.
+    """
+
+    codes: UInt16[np.ndarray, "n p"]
+    on_device: UInt16[Array, "n p"]
+    heights: Float32[np.ndarray, "n"]
+    weights: Float64[np.ndarray, "n"]
+    rows: Int64[np.ndarray, "n"]
+    starts: Int64[np.ndarray, "s"]
+    names: np.ndarray
+
+
+class _Slices(NamedTuple):
+    """The query's slices in one path.
+
+    Attributes:
+        tables: float64 [p,k,i].
+        heights: float32 [i], mm.
+        weights: float64 [i], not all 0.
+        reach: how far a slice may be from the one that it is matched with, mm.
+        farthest: the largest distance that a slice can have to any code.
+    """
+
+    tables: np.ndarray
+    heights: np.ndarray
+    weights: np.ndarray
+    reach: np.float32
+    farthest: float
+
+
+def make_patient_index(read: Callable[[np.ndarray | slice], np.ndarray], ids: np.ndarray, heights: np.ndarray, *,
+                       by_lesion: bool) -> PatientIndex:
+    """Index of N rows. `read` gives the codes uint16 [n,p] of some; `by_lesion`: weigh by the cells that hold something."""
+    order = np.lexsort((heights, ids))
+    heads = run_starts(ids[order])
+    sizes = np.diff(heads, append=len(ids))
+    padded = -(-sizes // GROUP) * GROUP
+    starts = np.concatenate([[0], np.cumsum(padded)])
+    total = -(-max(starts[-1], 1) // BLOCK) * BLOCK
+    at = np.arange(len(ids)) + np.repeat(starts[:-1] - heads, sizes)
+    rows, codes = np.full(total, -1), aligned((total, read(slice(0)).shape[1]), np.dtype(np.uint16))
+    weights, sorted_heights = np.zeros(total), np.full(total, np.nan, np.float32)
+    rows[at], sorted_heights[at] = order, heights[order]
+    for some in chunks(len(ids)):
+        codes[at[some]] = read(order[some])
+        weights[at[some]] = np.count_nonzero(codes[at[some]], axis=1) if by_lesion else 1
+    if len(heads):
+        empty = np.add.reduceat(weights, starts[:-1]) == 0
+        weights[at] += np.repeat(empty, sizes)
+    return PatientIndex(codes, jax.device_put(codes), sorted_heights, weights, rows, starts, ids[order[heads]])
+
+
+def search_patients(
+    indices: Mapping[str, PatientIndex], codebooks: Mapping[str, np.ndarray], queries: Queries, *,
+    heights: np.ndarray, within_mm: Mapping[str, float], k: int, exclude: Sequence[str] = (),
+) -> PatientHits:
+    """See `CodeBank.search_patients`; `indices` and `codebooks`, float64 [K,D], are those of the queries' paths."""
+    slices = {path: _query_slices(queries, path, codebooks[path], heights, within_mm[path]) for path in indices}
+    bounds = sum(_bounds(index, slices[path]) for path, index in indices.items())
+    names = next(iter(indices.values())).names
+    order = np.argsort(bounds, kind="stable")
+    order = order[~np.isin(names[order], exclude)]
+    hits: list[tuple[float, int, list[np.ndarray]]] = []
+    for patient in order:
+        if len(hits) == k and hits[-1][0] < bounds[patient]:
+            break
+        answers = [_look(index, slices[path], patient) for path, index in indices.items()]
+        hits.append((sum(distance for distance, _ in answers), int(patient), [matches for _, matches in answers]))
+        hits = sorted(hits, key=lambda hit: hit[:2])[:k]
+    matches = {path: np.array([hit[2][i] for hit in hits], np.int64).reshape(len(hits), len(heights))
+               for i, path in enumerate(indices)}
+    return PatientHits(np.array([hit[0] for hit in hits]), names[[hit[1] for hit in hits]], matches)
+
+
+def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np.ndarray, reach: float) -> _Slices:
+    with jax.enable_x64(True):
+        tables = np.asarray(_tables(padded_examples(queries, len(queries), path), codebook))
+    weights = (tables.argmin(2) != 0).sum(1) if is_sparse(path, codebook) else np.ones(len(tables))
+    weights = weights if weights.any() else np.ones(len(tables))
+    farthest = tables.max(2).sum(1).max()
+    tables = np.ascontiguousarray(tables.transpose(1, 2, 0))
+    return _Slices(tables, np.asarray(heights, np.float32), weights, np.float32(reach), float(farthest))
+
+
+@jax.jit
+def _tables(examples: Sequence[tuple[Array, Array]], codebook: Float[Array, "k d"]) -> Float[Array, "i p k"]:
+    return lax.map(lambda own: sum(table(*example, codebook) for example in own), examples)
+
+
+def _look(index: PatientIndex, slices: _Slices, patient: int) -> tuple[float, np.ndarray]:
+    """The distance of a patient, and the bank's row matched with each slice of the query."""
+    some = slice(*index.starts[patient:patient + 2])
+    some = slice(some.start, some.start + np.count_nonzero(index.rows[some] >= 0))
+    codes, rows = index.codes[some], index.rows[some]
+    distance = sum(entries[codes[:, p]] for p, entries in enumerate(slices.tables))  # [j,i]
+    within = np.abs(index.heights[some][:, None] - slices.heights) <= slices.reach
+    distance = np.where(within, distance, slices.farthest)
+    there = np.average(distance.min(0), weights=slices.weights)
+    back = np.average(distance.min(1), weights=index.weights[some])
+    nearest = np.where(within, distance, np.inf).argmin(0)
+    return float(there + back) / 2, np.where(within.any(0), rows[nearest], -1)
+
+
+def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
+    """Lower bounds of the distances of all patients."""
+    if len(index.starts) == 1:
+        return np.zeros(0)
+    count = len(slices.heights)
+    padding = (0, -count % GROUP)  # few widths: each is compiled for
+    tables = np.pad(slices.tables, ((0, 0), (0, 0), padding), mode="edge")
+    heights = np.pad(slices.heights, padding, mode="edge")
+    with jax.enable_x64(True):
+        there, back = _scan(index.on_device, index.heights, tables, heights, slices.reach, np.float32(slices.farthest))
+    groups, end = np.asarray(there)[:index.starts[-1] // GROUP, :count], index.starts[-1]
+    there = np.minimum.reduceat(groups, index.starts[:-1] // GROUP) @ (slices.weights / slices.weights.sum())
+    back, weights = (np.add.reduceat(values[:end], index.starts[:-1])
+                     for values in (np.asarray(back) * index.weights, index.weights))
+    return (there + back / weights) / 2 - ROUNDING * slices.farthest
+
+
+@jax.jit
+def _scan(
+    codes: UInt16[Array, "n p"], heights: Float32[Array, "n"], tables: Float[Array, "p k i"],
+    query_heights: Float32[Array, "i"], reach: Float32[Array, ""], farthest: Float32[Array, ""],
+) -> tuple[Float32[Array, "g i"], Float32[Array, "n"]]:
+    """Smallest bound of each group of codes for each slice of the query, and of each code for any slice.
+
+    A turn adds up a block while it reduces the one before: see `distance.group_minima`.
+    """
+    cells, _, slices = tables.shape
+    own = lax.map(lambda one: quantise([one], (False,), cells), jnp.moveaxis(tables, 2, 0))
+    luts = jnp.transpose(own.lower, (2, 1, 0))
+    step = (own.unit * jnp.exp2(own.shift.astype(own.unit.dtype))).astype(jnp.float32)
+    base = own.base.sum(1).astype(jnp.float32)
+
+    def reduce(sums: Array, heights: Array) -> tuple[Array, Array]:
+        within = jnp.abs(heights[:, None] - query_heights) <= reach
+        bounds = jnp.where(within, sums.astype(jnp.float32) * step + base, farthest)
+        return bounds.reshape(-1, GROUP, slices).min(1), bounds.min(1)
+
+    def turn(before: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
+        codes, heights = block
+        return (add_up(codes, luts), heights), reduce(*before)
+
+    first = jnp.zeros((BLOCK, slices), jnp.int16), jnp.zeros(BLOCK, jnp.float32)
+    last, (groups, each) = lax.scan(turn, first, (codes.reshape(-1, BLOCK, cells), heights.reshape(-1, BLOCK)))
+    last_groups, last_each = reduce(*last)
+    groups = jnp.concatenate([groups[1:].reshape(-1, slices), last_groups])
+    return groups, jnp.concatenate([each[1:].ravel(), last_each])

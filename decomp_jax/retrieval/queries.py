@@ -1,0 +1,176 @@
+"""Queries: what a bank is asked for.
+
+A query is a table a path: L[k, p] is what code k in cell p adds to the distance. Every table has the form
+
+    L[k, p] = sum over examples of  weight[p] * ||point[p] - codebook[k]||^2
+
+in which a point is a row of the codebook (`codes`) or a vector (`latents`). Queries are added, and multiplied by
+weights of the cells, a number or [h,w] or [Q,h,w]:
+
+    codes(normal=a) + codes(abnormal=b)            anatomy of one image, lesion of another
+    latents(normal=z_n, abnormal=z_a)              an image that is not quantised (asymmetric search)
+    latents(abnormal=t)                            a drawn lesion, t being what the network draws such a lesion to
+    (1 - s) * latents(normal=z_n) + s * latents(abnormal=z_a)
+    region * latents(abnormal=z_a)                 cells in which the region is 0 don't count
+    one + two - 0.5 * other                        like one and two, unlike the other
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Self
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Real
+
+from decomp_jax.errors import UserError
+
+PATHS = ("normal", "abnormal")
+
+Indices = Int[np.ndarray | jax.Array, "q h w"]
+Latents = Float[np.ndarray | jax.Array, "q h w d"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """What one path is compared with.
+
+    Attributes:
+        path: "normal" or "abnormal".
+        points: integers [Q,h,w], rows of the codebook, or float [Q,h,w,D], vectors.
+        weights: float64 [Q,h,w]; negative where a code had better be far from the point.
+
+    The first axis of either may be 1, which stands for any Q.
+    """
+
+    path: str
+    points: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def quantised(self) -> bool:
+        return self.points.ndim == 3
+
+    def __len__(self) -> int:
+        return np.broadcast_shapes(self.points.shape[:1], self.weights.shape[:1])[0]
+
+    def __getitem__(self, rows: slice) -> Self:
+        points, weights = (array if len(array) == 1 else array[rows] for array in (self.points, self.weights))
+        return dataclasses.replace(self, points=points, weights=weights)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Queries:
+    """Q queries, the sum of their examples; built by `codes` and `latents`, added and weighted."""
+
+    examples: tuple[Example, ...]
+
+    __array_ufunc__ = None  # an array times queries is left to __rmul__
+
+    def __post_init__(self) -> None:
+        sizes = [len(example) for example in self.examples]
+        if len({*sizes} - {1}) > 1:
+            counts = ", ".join(f"{size} ({example.path})" for size, example in zip(sizes, self.examples))
+            raise UserError(f"queries: {counts} are put together; give as many of each, or one")
+
+    def __len__(self) -> int:
+        return np.broadcast_shapes(*((len(example),) for example in self.examples))[0]
+
+    def __getitem__(self, rows: slice) -> Self:
+        return Queries(tuple(example if len(example) == 1 else example[rows] for example in self.examples))
+
+    def __add__(self, other: Self) -> Self:
+        return Queries(self.examples + other.examples)
+
+    def __sub__(self, other: Self) -> Self:
+        return self + -1 * other
+
+    def __mul__(self, weights: float | Real[np.ndarray | jax.Array, "..."]) -> Self:
+        return Queries(tuple(_weighted(example, np.asarray(weights, np.float64)) for example in self.examples))
+
+    __rmul__ = __mul__
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that the queries are about."""
+        return tuple(path for path in PATHS if any(example.path == path for example in self.examples))
+
+    def check(self, grid: tuple[int, int], codebooks: Mapping[str, np.ndarray]) -> None:
+        """Raises UserError if the queries don't fit codes of this grid and these codebooks."""
+        for example in self.examples:
+            points, codebook = example.points, codebooks[example.path]
+            shape = (*grid,) if example.quantised else (*grid, codebook.shape[1])
+            if points.shape[1:] != shape:
+                kind = "integer indices" if example.quantised else "latents"
+                raise UserError(f"{example.path}: needs {kind} [Q,{','.join(map(str, shape))}], as the bank's, not "
+                                f"{list(points.shape)}")
+            if example.quantised and points.size and not 0 <= points.min() <= points.max() < len(codebook):
+                raise UserError(f"{example.path}: holds {points.min()}..{points.max()}, but the bank's {example.path}_"
+                                f"codebook has {len(codebook)} codes; encode queries and bank with one model")
+
+
+def codes(*, normal: Indices | None = None, abnormal: Indices | None = None) -> Queries:
+    """Queries that are quantised as the bank is: indices [Q,h,w] of one path or of both.
+
+    Raises:
+        UserError: naming the argument that is no such array.
+    """
+    return _queries(normal, abnormal, "integer indices [Q,h,w]", np.integer, 3)
+
+
+def latents(*, normal: Latents | None = None, abnormal: Latents | None = None) -> Queries:
+    """Queries that are vectors [Q,h,w,D] of one path or of both: the encoder's outputs, or targets of a drawn lesion.
+
+    Raises:
+        UserError: naming the argument that is no such array, or isn't finite.
+    """
+    return _queries(normal, abnormal, "finite latents [Q,h,w,D]", np.floating, 4)
+
+
+def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
+    """Whether code 0 stands for "nothing here": a lesion codebook's zero vector, which most cells hold."""
+    return path == "abnormal" and not codebook[0].any()
+
+
+def padded_examples(queries: Queries, size: int, path: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Points [size,p] or [size,p,D] and weights [size,p] of a path's examples; the last query is repeated."""
+    examples, rows = [], np.minimum(np.arange(size), len(queries) - 1)
+    for example in queries.examples:
+        points, weights = (array[rows if len(array) > 1 else rows * 0] for array in (example.points, example.weights))
+        cells = weights.reshape(size, -1)
+        if example.path == path:
+            examples.append((points.reshape(*cells.shape, *points.shape[3:]), cells))
+    return examples
+
+
+def table(
+    points: Int[Array, "p"] | Float[Array, "p d"], weights: Float[Array, "p"], codebook: Float[Array, "k d"],
+) -> Float[Array, "p k"]:
+    """What each code in each cell adds to the distance from one example of one query."""
+    points = codebook[points] if points.ndim == 1 else points.astype(codebook.dtype)
+    lengths = (points**2).sum(1)[:, None] + (codebook**2).sum(1)
+    return weights[:, None] * (lengths - 2 * points @ codebook.T)
+
+
+def _queries(normal: object, abnormal: object, what: str, kind: type, ndim: int) -> Queries:
+    points = {path: np.asarray(given) for path, given in zip(PATHS, (normal, abnormal)) if given is not None}
+    if not points:
+        raise UserError("normal, abnormal: give one of them, or both")
+    for path, array in points.items():
+        if not np.issubdtype(array.dtype, kind) or array.ndim != ndim or not np.isfinite(array).all():
+            raise UserError(f"{path}: needs {what}, not {array.dtype} {list(array.shape)}")
+    if len({len(array) for array in points.values()}) > 1:
+        raise UserError(f"normal, abnormal: {len(points['normal'])} and {len(points['abnormal'])} queries; give as "
+                        "many of each")
+    return Queries(tuple(Example(path, array, np.ones((1, *array.shape[1:3]))) for path, array in points.items()))
+
+
+def _weighted(example: Example, weights: np.ndarray) -> Example:
+    cells = example.weights.shape[1:]
+    fits = weights.ndim in (0, 2, 3) and weights.shape[-2:] in ((), cells)
+    if not fits or not np.isfinite(weights).all():
+        raise UserError(f"weights: need a finite number, or one a cell, [{cells[0]},{cells[1]}] or "
+                        f"[Q,{cells[0]},{cells[1]}], not {list(weights.shape)}")
+    if weights.ndim == 3 and len(weights) != 1 and len(example) not in (1, len(weights)):
+        raise UserError(f"weights: {len(weights)} for {len(example)} queries; give as many, or one")
+    return dataclasses.replace(example, weights=example.weights * weights)

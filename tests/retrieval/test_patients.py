@@ -1,0 +1,118 @@
+"""Patients nearest to a patient, held to float64 brute force over the exported arrays."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from brute_force import make_any_queries, make_bank, make_queries
+
+from decomp_jax.errors import UserError
+from decomp_jax.retrieval import CodeBank, PatientHits, Queries, codes
+
+
+def with_heights(bank: CodeBank) -> CodeBank:
+    """The bank's rows with heights from 0 to 60 mm, some equal."""
+    rows = np.zeros(len(bank), [*bank.rows.dtype.descr, ("position_mm", "f4")])
+    rows["patient_id"], rows["position_mm"] = bank.rows["patient_id"], np.arange(len(bank)) * 7 % 61
+    return dataclasses.replace(bank, rows=rows)
+
+
+def distances(bank: CodeBank, path: str, queries: Queries) -> np.ndarray:
+    """float64 [Q,N], from the examples."""
+    codebook = getattr(bank, f"{path}_codebook").astype(np.float64)
+    stored, total = codebook[getattr(bank, f"{path}_indices")], 0.0
+    for example in (example for example in queries.examples if example.path == path):
+        points = codebook[example.points] if example.quantised else example.points.astype(np.float64)
+        total = total + (np.square(points[:, None] - stored).sum(-1) * example.weights[:, None]).sum((2, 3))
+    return total
+
+
+def one_way(bank: CodeBank, path: str, queries: Queries, heights: np.ndarray, within: float
+            ) -> dict[str, tuple[float, np.ndarray]]:
+    """Symmetric distance, and matched rows, of each patient, slice by slice as the documentation has it."""
+    codebook, indices = (getattr(bank, f"{path}_{name}").astype(float) for name in ("codebook", "indices"))
+    tables = np.stack([distances_to_each_code(codebook, path, queries, i) for i in range(len(queries))])
+    farthest, distance = tables.max(2).sum(1).max(), distances(bank, path, queries)
+    empty = path == "abnormal" and not codebook[0].any()
+    weights = (tables.argmin(2) != 0).sum(1) if empty else np.ones(len(queries))
+    answers = {}
+    for patient in np.unique(bank.rows["patient_id"]):
+        rows = np.flatnonzero(bank.rows["patient_id"] == patient)
+        reachable = np.abs(heights[:, None] - bank.rows["position_mm"][rows]) <= within
+        between = np.where(reachable, distance[:, rows], farthest)
+        own = (indices[rows] != 0).sum((1, 2)) if empty else np.ones(len(rows))
+        sides = [(between.min(1), weights), (between.min(0), own)]
+        value = np.mean([(nearest * w).sum() / w.sum() if w.any() else nearest.mean() for nearest, w in sides])
+        matches = [rows[np.where(ok, line, np.inf) == line[ok].min()] if ok.any() else [-1]
+                   for ok, line in zip(reachable, between)]
+        answers[patient] = value, matches
+    return answers
+
+
+def distances_to_each_code(codebook: np.ndarray, path: str, queries: Queries, i: int) -> np.ndarray:
+    total = 0.0
+    for example in (example for example in queries.examples if example.path == path):
+        point, weight = (array[min(i, len(array) - 1)] for array in (example.points, example.weights))
+        point = (codebook[point] if example.quantised else point.astype(np.float64)).reshape(-1, codebook.shape[1])
+        total = total + np.square(point[:, None] - codebook).sum(2) * weight.reshape(-1, 1)
+    return total
+
+
+def assert_exact(bank: CodeBank, hits: PatientHits, queries: Queries, heights: np.ndarray, within: dict[str, float],
+                 k: int, exclude: tuple[str, ...] = ()) -> None:
+    paths = {path: one_way(bank, path, queries, heights, within[path]) for path in queries.paths}
+    totals = {patient: sum(answers[patient][0] for answers in paths.values()) for patient in paths[queries.paths[0]]}
+    order = sorted((total, patient) for patient, total in totals.items() if patient not in exclude)[:k]
+    assert list(hits.patients) == [patient for _, patient in order]
+    np.testing.assert_allclose(hits.distances, [total for total, _ in order], rtol=1e-9)
+    for path, answers in paths.items():
+        for patient, matches in zip(hits.patients, hits.matches[path]):
+            assert all(row in expected for row, expected in zip(matches, answers[patient][1]))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "sparse"])
+@pytest.mark.parametrize("name, within", [
+    ("latent normal", {"normal": 5}), ("latent abnormal", {"abnormal": np.inf}), ("region of codes", {}),
+    ("both latent", {"normal": 0, "abnormal": 10}),
+])
+def test_equals_brute_force(kind: str, name: str, within: dict[str, float]) -> None:
+    bank = with_heights(make_bank(kind, 900))
+    queries, _ = make_any_queries(bank, name, 17)
+    heights = np.linspace(-3.0, 63.0, 17).round()
+    hits = bank.search_patients(queries, heights=heights, within_mm=within, k=6, exclude=["p3"])
+    assert_exact(bank, hits, queries, heights, {"normal": 5.0, "abnormal": np.inf, **within}, 6, ("p3",))
+
+
+def test_few_patients_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    from decomp_jax.retrieval import patients
+
+    bank, looked_at = with_heights(make_bank("clustered", 2000)), []
+    look = patients._look
+    monkeypatch.setattr(patients, "_look", lambda *given: looked_at.append(given[2]) or look(*given))
+    own = bank.rows["patient_id"] == "p5"
+    hits = bank.search_patients(codes(normal=bank.normal_indices[own]), heights=bank.rows["position_mm"][own], k=1)
+    assert list(hits.patients) == ["p5"] and hits.distances[0] < 1e-9 and len(looked_at) < 5
+    np.testing.assert_array_equal(bank.rows["patient_id"][hits.matches["normal"][0]], "p5")
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_few_patients(n: int) -> None:
+    bank = make_bank("uniform", 3)
+    queries = codes(**make_queries(bank, 2))
+    bank = dataclasses.replace(bank, **{name: getattr(bank, name)[:n] for name in (
+        "normal_indices", "abnormal_indices", "rows")})
+    hits = bank.search_patients(queries, heights=np.zeros(2), k=4)
+    patients = len(set(bank.rows["patient_id"]))
+    assert len(hits.patients) == len(hits.distances) == patients
+    assert hits.matches["normal"].shape == (patients, 2)
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({"heights": np.zeros(3)}, r"heights: needs a finite height for each of 2 queries"),
+    ({"heights": np.array([0, np.nan])}, "heights: needs a finite"), ({"k": 0}, "k: must be"),
+    ({"within_mm": {"lesion": 3}}, "within_mm: needs numbers"), ({"within_mm": {"normal": -1}}, "within_mm: needs"),
+])
+def test_bad_arguments(bad: dict[str, object], message: str) -> None:
+    bank = make_bank("uniform", 6)
+    with pytest.raises(UserError, match=message):
+        bank.search_patients(codes(**make_queries(bank, 2)), **{"heights": np.zeros(2), **bad})
