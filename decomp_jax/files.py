@@ -45,10 +45,14 @@ def making(folder: str | os.PathLike) -> Iterator[Path]:
         with disk_space(folder):
             partial.mkdir(parents=True)
             yield partial
-            require_absent(folder)  # another program may have made it meanwhile
             for path in (*partial.rglob("*"), partial):
                 _flush(path)
-            os.replace(partial, folder)
+            try:
+                os.replace(partial, folder)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another program has made it meanwhile
+                    require_absent(folder)
+                raise
             _flush(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The objective: the one place where terms are reduced to means over the batch, weighted and summed."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from decomp_jax.config import ObjectiveConfig
 from decomp_jax.losses.terms import TERMS, Context
@@ -14,7 +14,7 @@ def objective(
     config: ObjectiveConfig,
     *,
     nothing: bool,
-    valid: Float[Array, "b"] | None = None,
+    valid: Bool[Array, "b"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weighted sum of the terms, and each term alone (mean over the batch, unweighted).
 
@@ -22,7 +22,7 @@ def objective(
 
     Args:
         nothing: the abnormal codebook has a "nothing" code for cells without a finding.
-        valid: 1 for images that count, 0 for those that only fill up the batch; None: all count.
+        valid: False for images that only fill up the batch; None: all count.
     """
     valid = jnp.ones(len(targets.label)) if valid is None else valid.astype(jnp.float32)
     context = Context(outputs, targets, valid, config.lesion_cell, nothing)

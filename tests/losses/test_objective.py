@@ -77,7 +77,7 @@ def test_the_value_of_each_image_counts_once(outputs, targets, name):
     padded_outputs, padded_targets = (
         jax.tree.map(lambda x: jnp.concatenate([x, x[:1], x[:1]]), tree) for tree in (outputs, targets)
     )
-    _, padded = objective(padded_outputs, padded_targets, ALL, nothing=True, valid=jnp.array([1.0, 1, 0, 0]))
+    _, padded = objective(padded_outputs, padded_targets, ALL, nothing=True, valid=jnp.array([True, True, False, False]))
     np.testing.assert_allclose(padded[name], terms[name], rtol=1e-5)
 
 
