@@ -32,6 +32,9 @@ class Mutation(NamedTuple):
 
 OBJECTIVE, TERMS, CELLS = "tests/losses/test_objective.py", "tests/losses/test_terms.py", "tests/losses/test_cells.py"
 PEER, STEP = "tests/training/test_peer.py", "tests/training/test_step.py"
+PIPELINE, VALIDATION, RUN = "tests/data/test_pipeline.py", "tests/training/test_validation.py", "tests/training/test_run.py"
+SEARCH, STATISTICS = "tests/retrieval/test_search.py", "tests/retrieval/test_statistics.py"
+DECOMPOSER = "tests/inference/test_decomposer.py"
 VQ, NETWORK, AUGMENT = "tests/models/test_vq.py", "tests/models/test_network.py", "tests/data/test_augment.py"
 
 MUTATIONS = {
@@ -176,6 +179,89 @@ MUTATIONS = {
     "labels are not flipped": Mutation(
         "decomp_jax/data/augment.py", "return {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}",
         "return batch | {\"image\": jax.vmap(_mirror)(batch[\"image\"], flip)}", AUGMENT,
+    ),
+    # Data.
+    "every epoch has one order": Mutation(
+        "decomp_jax/data/pipeline.py", "        .repeat()", "        .repeat(reseed_each_epoch=False)", PIPELINE
+    ),
+    "unlabelled slices are trained on as healthy": Mutation(
+        "decomp_jax/data/pipeline.py", "labelled = np.flatnonzero(dataset.rows[\"labelled\"])", "labelled = np.arange(len(dataset))",
+        PIPELINE,
+    ),
+    "rows that fill up a batch are valid": Mutation(
+        "decomp_jax/data/pipeline.py", "np.arange(len(padded)) < len(rows)}", "np.arange(len(padded)) >= 0}", PIPELINE
+    ),
+    "damaged records are taken": Mutation(
+        "decomp_jax/data/records.py", "if ((crc >> 15 | crc << 17)", "if 0 and ((crc >> 15 | crc << 17)", "tests/data/test_records.py"
+    ),
+    # Runs.
+    "validation finds the query itself": Mutation(
+        "decomp_jax/training/validation.py", "exclude=self._rows[\"patient_id\"][queries])", "exclude=self._rows[\"patient_id\"][queries[::-1]])",
+        VALIDATION,
+    ),
+    "validation counts rows that fill up a batch": Mutation(
+        "decomp_jax/training/validation.py", "        valid=valid,\n", "", VALIDATION
+    ),
+    "no population statistics": Mutation(
+        "decomp_jax/training/loop.py", "            state = _settled(run, state)\n", "", f"{RUN} -k population"
+    ),
+    "digests of checkpoints are not compared": Mutation(
+        "decomp_jax/training/checkpoint.py", "        if digest(state[name]) != expected:", "        if False:", f"{RUN} -k damage"
+    ),
+    "processes of a pod are not joined": Mutation(
+        "decomp_jax/processes.py", "elif flags.distributed == \"auto\" and not _only_task_of_slurm():", "elif False:",
+        "tests/test_processes.py",
+    ),
+    "settings of processes are not compared": Mutation(
+        "decomp_jax/training/loop.py", "        **_settings(run.meta), \"the content of --config.data.dir\": run.dataset.digest,",
+        "", "tests/training/test_two_processes.py",
+    ),
+    # The network in use.
+    "abnormality of the least abnormal cell": Mutation(
+        "decomp_jax/inference/decomposer.py", "abnormality = jnp.sum(z_e**2, -1).max((1, 2))", "abnormality = jnp.sum(z_e**2, -1).min((1, 2))",
+        DECOMPOSER,
+    ),
+    "codes of the paths are exchanged": Mutation(
+        "decomp_jax/inference/decomposer.py", "normal = lookup(normal_indices, jnp.asarray(self.normal_codebook))",
+        "normal = lookup(abnormal_indices, jnp.asarray(self.normal_codebook))", DECOMPOSER,
+    ),
+    "images prepared otherwise are taken": Mutation(
+        "decomp_jax/inference/decomposer.py", "            if other != value:", "            if False:", DECOMPOSER
+    ),
+    # Retrieval.
+    "every answer is certain": Mutation(
+        "decomp_jax/retrieval/distance.py", "return Nearest(distance, code, certain[:, None])",
+        "return Nearest(distance, code, jnp.ones_like(certain)[:, None])", SEARCH,
+    ),
+    "bounds above what they bound": Mutation(
+        "decomp_jax/retrieval/distance.py", "jnp.clip((table >> shift) + middle * signed, 0, top)",
+        "jnp.clip((table >> shift) + 1 + middle * signed, 0, top)", SEARCH,
+    ),
+    "ties go to the higher row": Mutation(
+        "decomp_jax/retrieval/search.py", "np.lexsort((found.row, found.distance, found.query))",
+        "np.lexsort((-found.row, found.distance, found.query))", SEARCH,
+    ),
+    "excluded patients are found": Mutation(
+        "decomp_jax/retrieval/search.py", "allowed = (found.patient[:, None] != excluded[found.query]).all(1)",
+        "allowed = (found.patient[:, None] != excluded[found.query]).any(1)", SEARCH,
+    ),
+    "several hits a patient": Mutation(
+        "decomp_jax/retrieval/search.py", "    if one_per_patient:\n        pair =", "    if False:\n        pair =", SEARCH
+    ),
+    # Judging.
+    "the ideal ranking is divided by the hits'": Mutation(
+        "decomp_jax/retrieval/relevance.py", "def ndcg(gains: Float[np.ndarray, \"q n\"], ideal", "def ndcg(ideal: Float[np.ndarray, \"q n\"], gains",
+        "tests/retrieval/test_relevance.py",
+    ),
+    "means over slices, not patients": Mutation(
+        "decomp_jax/retrieval/statistics.py", "        return ratio(sums, sizes)\n", "        return sums\n", STATISTICS
+    ),
+    "an interval of four patients": Mutation(
+        "decomp_jax/retrieval/statistics.py", "enough = defined.sum(0) >= LEAST_PATIENTS", "enough = defined.sum(0) >= 1", STATISTICS
+    ),
+    "the query's own patient is searched": Mutation(
+        "decomp_jax/evaluation/rankers.py", "exclude = query.rows[\"patient_id\"][block.queries]", "exclude = None",
+        "tests/evaluation/test_scores.py",
     ),
     # From files to images.
     "left and right are exchanged": Mutation(

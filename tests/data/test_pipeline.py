@@ -43,6 +43,15 @@ def test_seed_and_epoch_change_the_order(dataset):
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+def test_unlabelled_slices_are_not_trained_on(dataset, monkeypatch):
+    rows = dataset.rows.copy()
+    rows["labelled"] = np.arange(len(rows)) % 3 == 0
+    monkeypatch.setattr(dataset, "rows", rows)
+    images = np.concatenate(take(dataset, len(rows) // 16))
+    labelled = {image.tobytes() for image in dataset.stack(("image",), np.flatnonzero(rows["labelled"]))["image"]}
+    assert {image.tobytes() for image in images} <= labelled
+
+
 def test_too_large_a_batch_is_refused(dataset):
     with pytest.raises(UserError, match="batch_size=9999"):
         take(dataset, 1, batch_size=9999)

@@ -337,6 +337,22 @@ def test_init_from_takes_the_parameters(phantom, finished, tmp_path):
     assert abs(counts[0] - 0.99 * counts[1]).max() <= 0.01 * 8 * 256 + 1
 
 
+def test_a_run_ends_with_population_statistics(phantom, finished):
+    """Taken once more they are the same, for they do not depend on those before."""
+    config, dataset = config_for(phantom), SliceDataset(str(phantom), "train")
+    model = loop.make_model(config, dataset)
+    restored, _ = restore_for_inference(finished)
+    state = create_state(config, model, make_optimizer(config.train), data_mesh())
+    state = state.replace(params=restored["params"])
+    settled = population.with_population_statistics(
+        state, dataset, model=model, mesh=data_mesh(), batch_size=config.train.batch_size,
+        images=config.train.population_images,
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), settled.batch_stats, restored["batch_stats"]
+    )
+
+
 def test_population_statistics_are_what_moving_averages_come_to(phantom, finished, monkeypatch):
     """For one batch, moved over until it no longer moves."""
     config, dataset = config_for(phantom), SliceDataset(str(phantom), "train")

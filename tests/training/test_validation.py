@@ -3,6 +3,7 @@ from tests.training.test_run import config_for
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.mesh import data_mesh
+from decomp_jax.retrieval import CodeBank
 from decomp_jax.training import loop
 from decomp_jax.training.state import create_state, make_optimizer
 from decomp_jax.training.validation import Validation
@@ -35,3 +36,19 @@ def test_batches_do_not_matter(phantom, monkeypatch):
 def test_so_many_slices_of_all_patients(phantom, monkeypatch):
     _, read, rows = validate(phantom, monkeypatch, batch_size=8, eval_slices=9)
     assert len(read) == 9 and {*rows["patient_id"][read]} == {*rows["patient_id"]}
+
+
+def test_no_slice_is_found_by_its_own_patient(phantom, monkeypatch):
+    excluded = []
+    search = CodeBank.search
+
+    def seen(bank, *arguments, **options):
+        hits = search(bank, *arguments, **options)
+        excluded.append(options["exclude"])
+        found = bank.rows["patient_id"][hits.rows]
+        assert ((found != options["exclude"][:, None]) | (hits.rows < 0)).all()
+        return hits
+
+    monkeypatch.setattr(CodeBank, "search", seen)
+    validate(phantom, monkeypatch, batch_size=8, eval_slices=24)
+    assert len(excluded) == 2

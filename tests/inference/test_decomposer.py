@@ -1,0 +1,79 @@
+"""A tiny network of random parameters, in use."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from decomp_jax.config import Config
+from decomp_jax.data.schema import Settings
+from decomp_jax.errors import UserError
+from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.mesh import data_mesh
+from decomp_jax.models.network import DecompositionNet
+from decomp_jax.training.state import create_state, make_optimizer
+
+CONFIG = Config().replace({
+    "model.widths": (4, 8), "model.own_blocks": 1, "model.code_dim": 8, "model.codebook_size": 12,
+    "model.spade_width": 4, "model.dtype": "float32",
+})
+SETTINGS = Settings(source="phantom", size=16)
+
+
+@pytest.fixture(scope="module")
+def decomposer() -> Decomposer:
+    model = DecompositionNet(CONFIG.model, size=16, channels=1, lesion_classes=3)
+    shapes = jax.eval_shape(lambda: create_state(CONFIG, model, make_optimizer(CONFIG.train), data_mesh()))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(x.dtype), shapes.params)
+    params["abnormal_codebook"][0] = 0
+    statistics = jax.tree.map(lambda x: np.abs(rng.normal(1, 0.2, x.shape)).astype(x.dtype), shapes.batch_stats)
+    return Decomposer({"params": params, "batch_stats": statistics}, CONFIG, SETTINGS, data_digest="", step=1)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).random((3, 16, 16, 1)).astype(np.float32)
+
+
+def test_abnormality_is_that_of_the_most_abnormal_cell(decomposer, images):
+    output = decomposer.decompose(images)
+    norms = (output.z_e_abnormal**2).sum(-1).reshape(3, -1)
+    np.testing.assert_allclose(output.abnormality, norms.max(1), rtol=1e-5)
+
+
+def test_codes_are_the_nearest_and_the_same_by_either_way(decomposer, images):
+    codes, output = decomposer.encode(images), decomposer.decompose(images)
+    for path in ("normal", "abnormal"):
+        indices = getattr(codes, f"{path}_indices")
+        np.testing.assert_array_equal(indices, getattr(output, f"{path}_indices"))
+        book, z_e = getattr(decomposer, f"{path}_codebook"), getattr(output, f"z_e_{path}")
+        distances = ((z_e[..., None, :] - book) ** 2).sum(-1)
+        nothing = (z_e**2).sum(-1) <= CONFIG.model.nothing_threshold
+        if path == "abnormal":
+            distances[..., 0] = np.where(nothing, -1, np.inf)
+        np.testing.assert_array_equal(indices, distances.argmin(-1))
+
+
+def test_painting_the_codes_of_an_image_gives_its_x_plus(decomposer, images):
+    output = decomposer.decompose(images)
+    painted = decomposer.paint(output.normal_indices, output.abnormal_indices)
+    np.testing.assert_allclose(painted, output.x_plus, rtol=1e-3, atol=1e-3)
+    other = decomposer.paint(output.normal_indices[::-1], output.abnormal_indices)
+    assert not np.allclose(other, output.x_plus, atol=1e-3)
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"size": 32}, "data: prepared with size=32, the network was trained on 16"),
+    ({"modalities": ("t1",)}, "modalities"),
+])
+def test_images_prepared_otherwise_are_refused(decomposer, change, says):
+    decomposer.check_images(SETTINGS, "data")
+    with pytest.raises(UserError, match=says):
+        decomposer.check_images(dataclasses.replace(SETTINGS, **change), "data")
+
+
+def test_other_classes_are_refused(decomposer):
+    with pytest.raises(UserError, match="its lesion classes are ED"):
+        decomposer.check_classes(dataclasses.replace(SETTINGS, lesion_classes=("ED",)), "data")
