@@ -238,12 +238,12 @@ MUTATIONS = {
         "jnp.clip((table >> shift) + 1 + middle * signed, 0, top)", SEARCH,
     ),
     "ties go to the higher row": Mutation(
-        "decomp_jax/retrieval/search.py", "np.lexsort((found.row, found.distance, found.query))",
-        "np.lexsort((-found.row, found.distance, found.query))", SEARCH,
+        "decomp_jax/retrieval/search.py", "np.lexsort((candidates.row, candidates.distance, candidates.query))",
+        "np.lexsort((-candidates.row, candidates.distance, candidates.query))", SEARCH,
     ),
     "excluded patients are found": Mutation(
-        "decomp_jax/retrieval/search.py", "allowed = (found.patient[:, None] != excluded[found.query]).all(1)",
-        "allowed = (found.patient[:, None] != excluded[found.query]).any(1)", SEARCH,
+        "decomp_jax/retrieval/search.py", "allowed = (candidates.patient[:, None] != excluded[candidates.query]).all(1)",
+        "allowed = (candidates.patient[:, None] != excluded[candidates.query]).any(1)", SEARCH,
     ),
     "several hits a patient": Mutation(
         "decomp_jax/retrieval/search.py", "    if one_per_patient:\n        pair =", "    if False:\n        pair =", SEARCH

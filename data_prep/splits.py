@@ -37,7 +37,7 @@ def split_labelled(labelled: Mapping[str, bool], *, seed: int) -> dict[str, str]
 
     Those can be found but neither train nor score: they are for reference.
     """
-    labelled_ids = [patient_id for patient_id, known in labelled.items() if known]
+    labelled_ids = [patient_id for patient_id, has_label in labelled.items() if has_label]
     splits = split_by_hash(labelled_ids, PATIENT_SHARES, seed=seed) if labelled_ids else {}
     return {patient_id: splits.get(patient_id, "reference") for patient_id in labelled}
 

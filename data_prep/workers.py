@@ -47,10 +47,10 @@ def map_in_order(
 
 
 def _start(function: Callable[[Any], Any], processes: dict[Connection, BaseProcess]) -> None:
-    ours, its = multiprocessing.Pipe()
-    with its:
-        process = multiprocessing.get_context("spawn").Process(target=_serve, args=(its, function), daemon=True)
-        processes[ours] = process
+    parent_end, child_end = multiprocessing.Pipe()
+    with child_end:
+        process = multiprocessing.get_context("spawn").Process(target=_serve, args=(child_end, function), daemon=True)
+        processes[parent_end] = process
         process.start()
 
 

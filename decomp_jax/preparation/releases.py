@@ -94,8 +94,8 @@ def find_patients(src: Path) -> dict[str, Patient]:
         release, patient_id, kind = match
         patient = patients.setdefault(patient_id, Patient(patient_id, path.parent, release, {}))
         if kind in patient.files or path.parent != patient.folder or release != patient.release:
-            known = next(iter(patient.files.values()))
-            raise UserError(f"{path}: {patient_id} is there twice (see {known}); remove one")
+            other = next(iter(patient.files.values()))
+            raise UserError(f"{path}: {patient_id} is there twice (see {other}); remove one")
         patient.files[kind] = path
     if not patients:
         raise UserError(f"--src {src}: holds no files like ID/ID_t1ce.nii.gz or ID/ID-t1c.nii.gz; name another folder")

@@ -38,8 +38,8 @@ class Hits(NamedTuple):
     rows: Int64[np.ndarray, "q k"]
 
 
-class _Found(NamedTuple):
-    """Rows found for queries, flat, in any order; `patient` is a number that stands for the row's patient."""
+class _Candidates(NamedTuple):
+    """Rows that may be hits of queries, flat, in any order; `patient` is a number that stands for the row's patient."""
 
     query: np.ndarray
     distance: np.ndarray
@@ -157,8 +157,8 @@ def _search(index: Index, tables: Tables, excluded: np.ndarray, k: int, one_per_
     pending, count = np.arange(len(excluded)), min(8 * k if one_per_patient else k, layout.count)
     while len(pending) and count:
         distance, code = _nearest_codes(index, _some(tables, pending), excluded[pending], count)
-        found = _members_found(layout, members, distance, code, excluded[pending], k + spare)
-        distances[pending], rows[pending] = _best(found, len(pending), k, one_per_patient)
+        candidates = _members_of_codes(layout, members, distance, code, excluded[pending], k + spare)
+        distances[pending], rows[pending] = _best(candidates, len(pending), k, one_per_patient)
         last, seen = distances[pending, -1], distance[:, -1]
         first_row = members.rows[members.starts[code[:, -1]]]
         whole = (last < seen) | (last == seen) & (rows[pending, -1] <= first_row)
@@ -208,8 +208,8 @@ def _some(tables: Tables, queries: np.ndarray) -> Tables:
     return tables._replace(lines=tables.lines[queries], shift=tables.shift[queries])
 
 
-def _members_found(layout: Layout, members: Members, distance: np.ndarray, code: np.ndarray, excluded: np.ndarray,
-                   most: int) -> _Found:
+def _members_of_codes(layout: Layout, members: Members, distance: np.ndarray, code: np.ndarray, excluded: np.ndarray,
+                   most: int) -> _Candidates:
     """Rows that have the codes [q,c]: of each code the first `most`, less those of excluded patients."""
     query, rank = np.nonzero(distance != NO_DISTANCE)
     distance, code = distance[query, rank], code[query, rank]
@@ -217,22 +217,22 @@ def _members_found(layout: Layout, members: Members, distance: np.ndarray, code:
     sizes = np.minimum(members.starts[code + 1] - firsts, most)
     ends = np.cumsum(sizes)
     row = members.rows[np.repeat(firsts - (ends - sizes), sizes) + np.arange(sizes.sum())]
-    found = _Found(query.repeat(sizes), distance.repeat(sizes), row, layout.patients[row])
-    allowed = (found.patient[:, None] != excluded[found.query]).all(1)
-    return _Found(*(values[allowed] for values in found))
+    candidates = _Candidates(query.repeat(sizes), distance.repeat(sizes), row, layout.patients[row])
+    allowed = (candidates.patient[:, None] != excluded[candidates.query]).all(1)
+    return _Candidates(*(values[allowed] for values in candidates))
 
 
-def _best(found: _Found, queries: int, k: int, one_per_patient: bool) -> tuple[np.ndarray, np.ndarray]:
+def _best(candidates: _Candidates, queries: int, k: int, one_per_patient: bool) -> tuple[np.ndarray, np.ndarray]:
     """Distances and rows [queries,k] by (distance, row), the first of each patient if so asked."""
-    order = np.lexsort((found.row, found.distance, found.query))
+    order = np.lexsort((candidates.row, candidates.distance, candidates.query))
     if one_per_patient:
-        pair = (found.query * (found.patient.max(initial=0) + 1) + found.patient)[order]
+        pair = (candidates.query * (candidates.patient.max(initial=0) + 1) + candidates.patient)[order]
         order = order[np.sort(np.unique(pair, return_index=True)[1])]
-    query = found.query[order]
+    query = candidates.query[order]
     rank = np.arange(len(query)) - np.searchsorted(query, query)
     order, at = order[rank < k], (query[rank < k], rank[rank < k])
     distances, rows = _no_hits(queries, k)
-    distances[at], rows[at] = found.distance[order], found.row[order]
+    distances[at], rows[at] = candidates.distance[order], candidates.row[order]
     return distances, rows
 
 
@@ -248,7 +248,7 @@ def _join_processes(distances: np.ndarray, rows: np.ndarray, ids: np.ndarray, k:
     _, query, _ = np.nonzero(row >= 0)
     distance, row = distance[row >= 0], row[row >= 0]
     _, patient = np.unique(ids[row], return_inverse=True)
-    return _best(_Found(query, distance, row, patient), len(rows), k, one_per_patient)
+    return _best(_Candidates(query, distance, row, patient), len(rows), k, one_per_patient)
 
 
 def _processes(mesh: Mesh) -> list[int]:

@@ -275,7 +275,7 @@ class Evaluation:
 
     def __init__(self, run: Run, writer: MetricWriter, check: Callable[[], None]) -> None:
         self._train, self._writer = run.config.train, writer
-        self._validation = Validation.of(run.config, run.model, run.mesh, check)
+        self._validation = Validation.create(run.config, run.model, run.mesh, check)
 
     def due(self, step: int) -> bool:
         """After a step before the last."""

@@ -47,7 +47,7 @@ class Validation:
         self._paint = jax.jit(functools.partial(_paint, model=model))
 
     @classmethod
-    def of(
+    def create(
         cls, config: Config, model: DecompositionNet, mesh: Mesh, check: Callable[[], None] = lambda: None
     ) -> Self | None:
         """None if the configuration asks for none or the data set has no labelled validation slice."""
