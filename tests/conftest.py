@@ -15,7 +15,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
+# Little is run of what tests compile, so that optimising it costs more than it saves.
+FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 sys.path.insert(0, str(ROOT))  # configs/ and the two programs are not installed
+os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))  # compile each step once
 install_import_hook(["decomp_jax.models", "decomp_jax.losses"], "beartype.beartype")
 

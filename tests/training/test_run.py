@@ -27,7 +27,7 @@ from decomp_jax.training import checkpoint, loop, population, validation
 from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, NotFinite, check_finite
 from decomp_jax.training.state import create_state, make_optimizer
-from tests.conftest import finish, full_disk, run_python, start_python
+from tests.conftest import FAST_COMPILE, finish, full_disk, run_python, start_python
 
 TINY = Config(
     model=ModelConfig(widths=(4, 8), code_dim=4, codebook_size=8, own_blocks=1, spade_width=4, dtype="float32"),
@@ -393,7 +393,7 @@ loop.run(config_for(Path(sys.argv[1]), eval_every=8), sys.argv[2])
 
 
 def train_on(devices: int, phantom: Path, workdir: Path) -> None:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
     [ended] = finish(start_python("-c", JOB, phantom, workdir, XLA_FLAGS=flags))
     assert ended.returncode == 0, ended.stderr
 

@@ -15,7 +15,7 @@ from decomp_jax.inference.search import search_banks
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.training import loop
 from decomp_jax.training.checkpoint import restore_for_inference
-from tests.conftest import finish, free_address, start_python
+from tests.conftest import FAST_COMPILE, finish, free_address, start_python
 from tests.training.test_run import TINIEST, assert_same_run, config_for, done
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 def start_two(*command: object) -> list[subprocess.Popen]:
     job = (*command, f"--coordinator={free_address()}", "--processes=2")
-    return [start_python(*job, f"--process={i}", XLA_FLAGS="") for i in range(2)]
+    return [start_python(*job, f"--process={i}", XLA_FLAGS=FAST_COMPILE) for i in range(2)]
 
 
 @pytest.fixture(scope="module")
