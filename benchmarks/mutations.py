@@ -174,8 +174,12 @@ MUTATIONS = {
         "decomp_jax/data/augment.py", "    return image, targets", "    return image, Targets(image, targets.label, targets.background, targets.background_label)", AUGMENT
     ),
     "labels are not flipped": Mutation(
-        "decomp_jax/data/augment.py", "return {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}",
-        "return batch | {\"image\": jax.vmap(_mirror)(batch[\"image\"], flip)}", AUGMENT,
+        "decomp_jax/data/augment.py", "batch = {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}",
+        "batch = batch | {\"image\": jax.vmap(_mirror)(batch[\"image\"], flip)}", AUGMENT,
+    ),
+    "labels are turned the other way": Mutation(
+        "decomp_jax/data/augment.py", "rows = _resample_lines(values,",
+        "sin = sin if jnp.issubdtype(values.dtype, jnp.floating) else -sin\n    rows = _resample_lines(values,", AUGMENT,
     ),
     # From files to images.
     "left and right are exchanged": Mutation(

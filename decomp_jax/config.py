@@ -160,8 +160,8 @@ class AugmentConfig:
 
     Attributes:
         flip: probability of a left-right flip.
-        rotation: largest rotation, degrees.
-        scale: largest log of the scaling factor.
+        rotation: largest rotation, degrees, at most 45.
+        scale: largest log of the scaling factor, at most 0.5.
         transplant: probability that another image's lesion is pasted in.
         foreground: intensity above which a pixel shows the body; lesions are pasted there alone.
         least_pasted: share of the image that a pasted lesion must cover, else nothing is pasted.
@@ -332,6 +332,8 @@ def _check(config: Config) -> None:
         "config.objective.reconstruction_plus.reduction": config.objective.reconstruction_plus.reduction in REDUCTIONS,
         "config.objective.residual.reduction": config.objective.residual.reduction in REDUCTIONS,
         "config.augment.flip": 0 <= config.augment.flip <= 1,
+        "config.augment.rotation": 0 <= config.augment.rotation <= 45,
+        "config.augment.scale": 0 <= config.augment.scale <= 0.5,
         "config.augment.transplant": 0 <= config.augment.transplant <= 1,
         "config.data.read_threads": config.data.read_threads >= 1,
         "config.data.prefetch": config.data.prefetch >= 1,

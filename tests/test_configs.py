@@ -145,6 +145,7 @@ def test_config_survives_json_and_config_dict():
     ("objective.residual.reduction", "median", "config.objective.residual.reduction"),
     ("model.codebook_decay", 0.0, "config.model.codebook_decay"),  # nothing would train the codebooks
     ("model.nothing_threshold", 0.0, "config.model.nothing_threshold"),
+    ("augment.rotation", 60.0, "config.augment.rotation"),  # two passes would need ever wider images
 ])
 def test_unknown_and_impossible_settings_are_named(name, value, says):
     with pytest.raises(UserError, match=says):

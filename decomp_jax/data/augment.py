@@ -1,10 +1,14 @@
-"""Random changes of training images, on the device: pure functions of a key."""
+"""Random changes of training images, on the device: pure functions of a key.
+
+Nothing here is a gather, which TPUs are slow at: pixels move by shifts of 1, 2, 4, ... and by products with matrices.
+"""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from decomp_jax.config import AugmentConfig
@@ -21,37 +25,71 @@ def random_geometry(key: PRNGKeyArray, batch: Batch, config: AugmentConfig) -> B
     flip_key, angle_key, scale_key = jax.random.split(key, 3)
     n, size = batch["image"].shape[:2]
     flip = jax.random.bernoulli(flip_key, config.flip, (n,))
-    if config.rotation or config.scale:
-        angle = jnp.radians(config.rotation) * jax.random.uniform(angle_key, (n,), minval=-1.0)
-        scale = jnp.exp(config.scale * jax.random.uniform(scale_key, (n,), minval=-1.0))
-        grids = jax.vmap(functools.partial(_sampling_grid, size))(flip, angle, scale)
-        return {name: _resample(value, grids) for name, value in batch.items()}
-    return {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}
+    batch = {name: jax.vmap(_mirror)(value, flip) for name, value in batch.items()}
+    if not (config.rotation or config.scale):
+        return batch
+    angle = jnp.radians(config.rotation) * jax.random.uniform(angle_key, (n,), minval=-1.0)
+    scale = jnp.exp(config.scale * jax.random.uniform(scale_key, (n,), minval=-1.0))
+    resample = functools.partial(_resample, reach=_reach(size, config))
+    return {name: jax.vmap(resample)(value, angle, scale) for name, value in batch.items()}
 
 
 def _mirror(values: Array, flip: Bool[Array, ""]) -> Array:
     return jnp.where(flip, values[:, ::-1], values)
 
 
-def _sampling_grid(
-    size: int, flip: Bool[Array, ""], angle: Float[Array, ""], scale: Float[Array, ""]
-) -> Float[Array, "2 s s"]:
-    """Where in the source each pixel of the result comes from."""
-    axis = jnp.arange(size) - (size - 1) / 2
-    y, x = jnp.meshgrid(axis, axis, indexing="ij")
-    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-    source_y, source_x = cos * y - sin * x, sin * y + cos * x
-    source_x = jnp.where(flip, -source_x, source_x)
-    return jnp.stack([source_y, source_x]) + (size - 1) / 2
+def _reach(size: int, config: AugmentConfig) -> int:
+    """How far a pass of `_resample` may move a pixel along its line."""
+    angle, scale = math.radians(config.rotation), math.exp(config.scale)
+    return math.ceil(size / 2 * max(scale * math.tan(angle), scale / math.cos(angle) - 1)) + 2
 
 
-def _resample(values: Array, grids: Float[Array, "b 2 s s"]) -> Array:
-    order = 0 if jnp.issubdtype(values.dtype, jnp.integer) else 1
-    sample = functools.partial(map_coordinates, order=order, mode="constant")
-    per_image = jax.vmap(sample)
+def _resample(values: Array, angle: Float[Array, ""], scale: Float[Array, ""], *, reach: int) -> Array:
+    """Image [S,S,C] or integer map [S,S], rotated and scaled about its centre, in two passes (Catmull and Smith 1980).
+
+    Pixel (y, x) of the result lies at (cos y - sin x, sin y + cos x) / scale of the source. The first pass moves pixels
+    along rows, the second along columns.
+    """
     if values.ndim == 3:
-        return per_image(values, grids)
-    return jax.vmap(per_image, in_axes=(3, None), out_axes=3)(values, grids)
+        return jax.vmap(functools.partial(_resample, reach=reach), (2, None, None), 2)(values, angle, scale)
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    rows = _resample_lines(values, (cos**2 + sin**2) / cos, sin / cos, reach)
+    return _resample_lines(rows.T, cos, -sin, reach).T
+
+
+def _resample_lines(values: Array, scale: Float[Array, ""], shear: Float[Array, ""], reach: int) -> Array:
+    """values[j, scale i + shear j] for all lines j and places i, counted from the centre.
+
+    A line is shifted by whole pixels. The matrices take its pixels at the whole places before, at and after scale i,
+    the same in all lines; what is left of the place, between -1 and 1, is the weight of these three.
+    """
+    size = len(values)
+    centre = (size - 1) / 2
+    shift, place = (factor * (jnp.arange(size) - centre) for factor in (shear, scale))
+    whole_shift, place = jnp.round(shift), place + centre
+    whole_place = jnp.round(place)
+    rest = (shift - whole_shift)[:, None] + place - whole_place
+    rest = jnp.round(rest) if jnp.issubdtype(values.dtype, jnp.integer) else rest
+    lines = _shift(jnp.pad(values, ((0, 0), (reach, reach))), whole_shift.astype(int)[:, None], reach, 1)
+    places = jnp.arange(-reach, size + reach)[:, None]
+
+    def term(step: int) -> Float[Array, "s s"]:
+        taken = jnp.matmul(lines.astype(float), (places == whole_place + step).astype(float), precision="highest")
+        return jnp.maximum(0, 1 - jnp.abs(rest - step)) * taken
+
+    return sum(term(step) for step in (-1, 0, 1)).astype(values.dtype)
+
+
+def _shift(values: Array, shift: Int[Array, "..."], most: int, axis: int) -> Array:
+    """values[i + shift] along an axis, 0 from outside; `shift` is one number, or one a line, at most +-`most`."""
+    bits = (2 * most).bit_length()
+    widths = [(0, 0)] * values.ndim
+    widths[axis] = (most, 2**bits - 1 - most)
+    values = jnp.pad(values, widths)
+    for bit in range(bits):
+        near, far = lax.slice_in_dim(values, 0, -(2**bit), axis=axis), lax.slice_in_dim(values, 2**bit, None, axis=axis)
+        values = jnp.where((shift + most) >> bit & 1, far, near)
+    return values
 
 
 def transplant(
@@ -72,7 +110,8 @@ def transplant(
     mask &= mask.mean((1, 2), keepdims=True) >= config.least_pasted
     soft = _blur3(mask.astype(image.dtype))
     alpha = jnp.where(mask, jnp.maximum(config.opacity, soft), soft / 2 * body)[..., None]
-    mean, donor_mean = (_foreground_mean(x, config.foreground) for x in (image, donor_image))
+    mean = _foreground_mean(image, config.foreground)
+    donor_mean = jnp.roll(mean, 1, 0)
     gain = mean / jnp.maximum(donor_mean, 1e-3)
     pasted = (1 - alpha) * image + alpha * jnp.clip(gain * donor_image, 0, 1)
     return Targets(
@@ -82,7 +121,9 @@ def transplant(
 
 def _mirror_and_shift(image: Array, label: Array, flip: Array, shift: Array) -> tuple[Array, Array]:
     def move(x: Array) -> Array:
-        return jnp.roll(_mirror(x, flip), shift, (0, 1))
+        most = len(x) // 8
+        rows = _shift(_mirror(x, flip), -shift[0], most, 0)
+        return _shift(rows, -shift[1], most, 1)
 
     return move(image), move(label)
 

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,14 +41,56 @@ def test_flip_mirrors_images_and_labels(batch):
 
 
 def test_rotation_equals_scipy(batch):
+    """On a smooth image: where scipy interpolates along y and x at once, two passes do so along x and a slanted line.
+
+    Either is off by at most a quarter of the second differences, an eighth an axis, and in the same direction.
+    """
+    image = np.pad(batch["image"], ((0, 0), (8, 8), (8, 8), (0, 0)))  # scipy cuts off what leaves the image
+    image = ndimage.gaussian_filter(image, (0, 2, 2, 0))
+    tolerance = max(np.abs(np.diff(image, 2, axis=axis)).max() for axis in (1, 2)) / 4
     config = AugmentConfig(flip=0.0, rotation=30.0, scale=0.0)
     key = jax.random.key(5)
-    moved = random_geometry(key, batch, config)
+    moved = random_geometry(key, {"image": jnp.asarray(image)}, config)["image"]
     angle_key = jax.random.split(key, 3)[1]
     angles = 30.0 * jax.random.uniform(angle_key, (4,), minval=-1.0)
+    assert tolerance < 0.02 and np.abs(moved - image).max() > 5 * tolerance
     for i, angle in enumerate(np.asarray(angles)):
-        expected = ndimage.rotate(np.asarray(batch["image"][i, ..., 0]), -angle, reshape=False, order=1)
-        np.testing.assert_allclose(moved["image"][i, ..., 0], expected, atol=1e-4)
+        expected = ndimage.rotate(image[i, ..., 0], -angle, reshape=False, order=1)
+        np.testing.assert_allclose(moved[i, ..., 0], expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("angle, log_scale", [(12.0, 0.12), (-12.0, -0.12), (45.0, 0.5), (-45.0, -0.5), (0.0, 0.3)])
+def test_equals_two_passes_of_interp(angle, log_scale, monkeypatch):
+    """Noise, so that all that is not the one linear interpolation a pass would show."""
+    image = np.pad(RNG.random((31, 31)), 1)
+    config = AugmentConfig(flip=0.0, rotation=abs(angle), scale=abs(log_scale))
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, minval: np.sign(angle or 1) * jnp.ones(shape))
+    moved = random_geometry(jax.random.key(0), {"image": jnp.asarray(image[None, ..., None])}, config)["image"]
+    axis = np.arange(33) - 16
+    cos, sin = np.cos(np.radians(angle)) / np.exp(log_scale), np.sin(np.radians(angle)) / np.exp(log_scale)
+    for scale, shear in (((cos**2 + sin**2) / cos, sin / cos), (cos, -sin)):
+        image = np.stack([np.interp(scale * axis + shear * j, axis, line) for j, line in zip(axis, image)]).T
+    np.testing.assert_allclose(moved[0, ..., 0], image, atol=1e-4)
+
+
+def test_a_bright_lesion_and_its_label_stay_together(monkeypatch):
+    y, x = np.mgrid[:64, :64] - 31.5
+    lesion = np.hypot(y - 8, x + 10) < 7
+    image = np.where(lesion, 0.9, 0.3 * (np.hypot(y, x) < 25))
+    batch = {"image": jnp.asarray(image[None, ..., None]), "label": jnp.asarray(3 * lesion[None])}
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, minval: jnp.ones(shape))
+    config = AugmentConfig(flip=1.0, rotation=12.0, scale=np.log(1.12))
+    moved = jax.tree.map(np.asarray, random_geometry(jax.random.key(0), batch, config))
+    bright, label = moved["image"][0, ..., 0] > 0.6, moved["label"][0] == 3
+    assert 2 * (bright & label).sum() / (bright.sum() + label.sum()) >= 0.95
+    assert (label & lesion).sum() < 0.1 * lesion.sum() and abs(label.sum() / lesion.sum() / 1.12**2 - 1) < 0.05
+
+
+def test_no_gathers(batch):
+    del batch["anatomy"]
+    lowered = jax.jit(augment, static_argnums=2).lower(jax.random.key(0), batch, AugmentConfig())
+    for program in (lowered.as_text(), lowered.compile().as_text()):
+        assert not re.search(r"gather\"?\(", program)
 
 
 def test_labels_stay_whole_numbers_that_were_there(batch):
