@@ -1,6 +1,6 @@
 """Random changes of training images, on the device: pure functions of a key.
 
-Nothing here is a gather, which TPUs are slow at: images move by shifts of 1, 2, 4, ... pixels and products with matrices.
+Nothing here is a gather, which TPUs are slow at: pixels move by shifts of 1, 2, 4, ... and by products with matrices.
 """
 
 import functools

@@ -36,6 +36,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Int64, Shaped, UInt8, UInt
 GROUP = 32
 # Codes that the scan of a batch holds at a time; buckets of a shard are padded to whole blocks.
 BLOCK = 512
+# The same on accelerators, which small blocks would leave idle.
+LARGE_BLOCK = 1 << 16
 # Distance of a code that the query may not find.
 NO_DISTANCE = np.iinfo(np.int64).max
 # In place of a patient: nobody has the code (padding), or is excluded; several patients have it.
@@ -232,9 +234,10 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
                  ) -> Int[Array, "q g"]:
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
-    XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So a batch is
-    scanned block by block, each turn adding up one block while it reduces the one before: a loop's carry is never
-    fused.
+    A batch is scanned block by block, so that bounds [n,Q] are never held at once.
+
+    XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So each turn there
+    adds up one block while it reduces the one before: a loop's carry is never fused.
     """
     queries, middle = len(lines), zero(buckets.dense + buckets.sparse)
     luts = _split(lower[lines[0] if queries == 1 else lines].T, buckets)
@@ -244,9 +247,11 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     def reduce(bounds: Array) -> Array:
         return bounds.reshape(-1, GROUP, queries).min(1)
 
-    if queries == 1 or jax.default_backend() != "cpu":
+    if queries == 1:
         sums = add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
         return reduce(sums).T - zeros
+    if jax.default_backend() != "cpu":
+        return _minima_of_large_blocks(codes, luts, buckets).T - zeros
 
     def add_up_keys(block: Array, begin: int, first: int, length: int) -> Array:
         start = begin + (block - first // BLOCK) * (BLOCK * length)
@@ -269,6 +274,20 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     first = jnp.zeros((BLOCK, queries), jnp.int16)
     last, minima = lax.scan(turn, first, (dense, jnp.asarray(numbers), jnp.asarray(bucket)))
     return jnp.concatenate([minima.reshape(-1, queries), reduce(last)])[BLOCK // GROUP:].T - zeros
+
+
+def _minima_of_large_blocks(codes: DistinctCodes, luts: "Luts", buckets: Buckets) -> Int[Array, "g q"]:
+    def minima(group: tuple[Array, Array]) -> Array:
+        dense, keys = group
+        return (add_up(dense, luts.dense) + _add_up_keys(keys, luts.sparse)).min(0)
+
+    pieces = []
+    for (count, length), first, begin in zip(buckets.sizes, buckets.firsts, buckets.begins):
+        dense, keys = codes.dense[first:first + count], codes.keys[begin:begin + count * length]
+        groups = tuple(part.reshape(count // GROUP, GROUP, width)
+                       for part, width in ((dense, buckets.dense), (keys, length)))
+        pieces.append(lax.map(minima, groups, batch_size=LARGE_BLOCK // GROUP))
+    return jnp.concatenate(pieces)
 
 
 class Luts(NamedTuple):

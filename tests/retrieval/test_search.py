@@ -1,4 +1,8 @@
 import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -143,6 +147,41 @@ def test_certificate_is_sound() -> None:
     certain = np.asarray(few.certain)[:, 0]
     right = (np.asarray(few.distances) == np.sort(np.asarray(every), 1)[:, :25]).all(1)
     assert right[certain].all() and 0 < certain.sum() and 0 < (~right).sum()
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scan as accelerators do it, in blocks of which these banks fill several."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(distance, "LARGE_BLOCK", 768)
+    distance.nearest.cache_clear()
+    yield
+    distance.nearest.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["normal", "exclude", "both"])
+def test_accelerators_give_the_same_answers(bank: CodeBank, name: str, accelerator: None) -> None:
+    queries, options = make_request(bank, name, 7)
+    assert_exact(bank, bank.search(**queries, k=10, **options), queries, k=10, **options)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("lengths", [(0,), (2, 6)])
+def test_bounds_of_a_batch_are_never_held_at_once(
+    backend: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    n, queries, dense, sparse = 2**22, 64, 4, 16 if lengths[0] else 0
+    count = n // len(lengths)
+    buckets = distance.Buckets(dense, sparse, tuple((count, length) for length in lengths))
+    shapes = [((n, dense), "uint16"), ((count * sum(lengths),), "uint16"), ((n,), "int32"), ((n,), "int32")]
+    codes = distance.DistinctCodes(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    lower = jax.ShapeDtypeStruct((512, 512), "uint8")
+    lines = jax.ShapeDtypeStruct((queries, dense + sparse), "int32")
+    scan = functools.partial(distance.group_minima, buckets=buckets)  # a new function: none traced before is taken
+    program = str(jax.make_jaxpr(scan)(codes, lower, lines))
+    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[([\d,]+)\]", program)]
+    assert 2 * n <= max(sizes) < n * queries / 4
 
 
 @pytest.mark.parametrize("sparse", [False, True])
