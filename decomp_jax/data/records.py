@@ -100,8 +100,9 @@ class SliceDataset:
         """Reads a record into `buffers`, of which the first is its header and the last its checksum."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
         path, i = self._shards[shard], row - int(self._ends[shard - 1] if shard else 0)
+        file = self._open(path)  # held, for another thread may take it from the cache and so close it
         # Not mapped: a disk that fails is an error then and no SIGBUS, and other threads go on while one waits for it.
-        if os.preadv(self._open(path).fileno(), buffers, i * self._record_bytes) < self._record_bytes:
+        if os.preadv(file.fileno(), buffers, i * self._record_bytes) < self._record_bytes:
             raise UserError(f"{path}: cut short; copy or prepare the data again")
         crc = functools.reduce(google_crc32c.extend, buffers[1:-1], 0)
         if ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF != int.from_bytes(buffers[-1], "little"):

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from decomp_jax.data import records
 from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.data.schema import content_digest
 from decomp_jax.errors import UserError
@@ -44,6 +45,12 @@ def test_some_rows_in_their_order(phantom):
     whole = dataset.stack(("anatomy", "image"))
     assert all(np.array_equal(some[name], whole[name][[7, 2, 7]]) for name in some)
     assert dataset.stack(("image",), [])["image"].shape == (0, 64, 64, 1)
+
+
+def test_a_file_stays_open_while_it_is_read(phantom, monkeypatch):
+    """Even if the cache of open files drops it at once, as other threads may make it do."""
+    monkeypatch.setattr(records, "_OPEN_FILES", 0)
+    assert len(SliceDataset(phantom, "train").stack(("label",), [0, 1])["label"]) == 2
 
 
 def test_reading_needs_no_tensorflow(phantom):
