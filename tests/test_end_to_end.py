@@ -84,7 +84,8 @@ def test_report_leaves_page_numbers_and_figures(work, phantom):
     for method in ("normal", "abnormal", "both", "random", "pixel_l2", "oracle_normal", "oracle_abnormal"):
         for target in ("normal", "abnormal"):
             value = metrics["retrieval"][method][target]["dice@5"]
-            assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1
+            assert 0 <= value["mean"] <= 1
+            assert value["low"] is value["high"] is None  # of the few patients of this data set
     assert "<html" in (out / "index.html").read_text() and list((out / "figures").glob("*.png"))
     assert (out / "metrics.csv").read_text().count("\n") > 20
 

@@ -182,9 +182,9 @@ def test_sigterm_in_a_validation_costs_nothing(phantom, finished, tmp_path, monk
     """In the statistics pass and in the validation itself: the step is saved, and the validation made again."""
     split_batches = where.split_batches
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        yield from split_batches(*arguments)
+        yield from split_batches(*arguments, **options)
 
     monkeypatch.setattr(where, "split_batches", interrupted)
     config = config_for(phantom, eval_every=4, checkpoint_every=100)

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from decomp_jax import processes
+from decomp_jax.data.schema import content_digest
 from decomp_jax.errors import UserError
 from decomp_jax.inference.encode import encode_split
 from decomp_jax.inference.search import search_banks
@@ -76,7 +77,8 @@ data = args.out / f"data-{second}"
 shutil.copytree(args.phantom, data)
 if second:
     manifest = json.loads((data / "manifest.json").read_text())
-    (data / "manifest.json").write_text(json.dumps({**manifest, "digest": "another"}))
+    manifest["settings"]["source"] = "elsewhere"
+    (data / "manifest.json").write_text(json.dumps({**manifest, "digest": content_digest(manifest)}))
 attempt("data", dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(data))), args.out / "data")
 
 attempt("no data", config_for(Path("/nowhere") if second else args.phantom, TINIEST), args.out / "none")
