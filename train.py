@@ -48,8 +48,8 @@ def read_config(file: str, settings: list[str]) -> Config:
 def main() -> None:
     args, config = parse_args()
     refuse_urls([config.data.dir, config.train.init_from])
-    processes.join(args)
     mesh.keep_host_memory()
+    processes.join(args)
     if not loop.run(config, args.workdir):
         sys.exit(EXIT_UNFINISHED)
 

@@ -1,6 +1,7 @@
 """Devices: one mesh axis, "data", over all of them, and arrays split over it."""
 
 import ctypes
+import importlib.util
 import platform
 from typing import Any
 
@@ -20,11 +21,17 @@ def keep_host_memory() -> None:
     """With CPU devices: from now on glibc keeps what is freed for the next step, and does not return it to the kernel.
 
     XLA allocates the buffers of a CPU program anew in every call, and getting their pages from the kernel takes a
-    quarter of a training step. Does nothing without glibc.
+    quarter of a training step. To be called before the devices are first used: their threads choose their arenas then.
+    So that accelerators are told by what is installed. Does nothing without glibc.
     """
-    if jax.default_backend() == "cpu" and platform.libc_ver()[0] == "glibc":
+    if not _may_have_accelerators() and platform.libc_ver()[0] == "glibc":
         for option, value in KEEP_MEMORY.values():
             ctypes.CDLL(None).mallopt(option, value)
+
+
+def _may_have_accelerators() -> bool:
+    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return jax.config.jax_platforms != "cpu" and plugins
 
 
 def data_mesh() -> Mesh:

@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -45,7 +46,14 @@ def test_rows_of_a_process_are_adjacent(monkeypatch):
     assert [(device.process_index, device.id) for device in meshes[0]] == [(0, 0), (0, 2), (1, 1), (1, 3)]
 
 
-def test_memory_of_accelerator_hosts_is_given_back(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(mesh.ctypes, "CDLL", None)  # not to be called
+@pytest.mark.parametrize(("platforms", "kept"), [(None, False), ("cuda,cpu", False), ("cpu", True)])
+def test_memory_of_accelerator_hosts_is_given_back(monkeypatch, platforms, kept):
+    """And this is known before the devices are used."""
+    calls = []
+    monkeypatch.setattr(mesh.importlib.util, "find_spec", lambda name: name == "jax_plugins" or None)
+    monkeypatch.setattr(mesh.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(mesh.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *option: calls.append(option)))
+    # JAX as far as it may be asked before devices are used
+    monkeypatch.setattr(mesh, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms=platforms)))
     mesh.keep_host_memory()
+    assert bool(calls) == kept
