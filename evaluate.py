@@ -61,18 +61,38 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
 
 
 def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    command = commands.add_parser("query", help="search with a new scan or picture")
+    command = commands.add_parser("query", help="search with a scan, a drawn lesion, examples, or a whole patient")
     command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
     command.add_argument("--bank", type=Path, required=True, help="the images searched")
-    command.add_argument("--image", type=Path, required=True, help="NIfTI scan or picture")
-    command.add_argument("--slice", type=int, dest="slice_index", help="axial slice of the scan, from the feet up")
+    command.add_argument("--image", type=Path, help="NIfTI scan or picture")
+    command.add_argument("--slice", type=int, dest="slice_index",
+                         help="axial slice of the scan, and of drawings that are volumes, from the feet up")
     command.add_argument("--lesion_from", type=Path,
                          help="scan or picture whose lesion is searched with the anatomy of --image")
     command.add_argument("--lesion_slice", type=int, help="axial slice of --lesion_from")
+    command.add_argument("--sketch", type=Path, metavar="FILE",
+                         help="label map of a lesion, searched in place of the image's (PNG, .npy, NIfTI; any size)")
+    command.add_argument("--region", type=Path, metavar="FILE", help="mask of the part of the image that counts")
     command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
+    command.add_argument("--weight", type=float, metavar="W",
+                         help="share of the lesion in a search by both, 0 to 1 (default: 0.5)")
+    command.add_argument("--like", type=_rows, default=(), metavar="ROWS",
+                         help="rows of the bank that hits should be like, as 3,17; their patients are left out")
+    command.add_argument("--unlike", type=_rows, default=(), metavar="ROWS", help="rows that they should not be like")
+    command.add_argument("--codes", action="store_true",
+                         help="compare codes with codes (default: what is asked is not quantised)")
+    command.add_argument("--level", choices=("slice", "patient"), default="slice",
+                         help="rank slices, or patients by all slices of the scan (default: %(default)s)")
+    _add_within(command)
     command.add_argument("--k", type=_positive, default=5, help="hits (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="folder for hits.csv and sheet.png")
     return command
+
+
+def _add_within(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--within_mm", type=float, metavar="D",
+                         help="how far apart in height matched slices of patients may be (default: 5 by anatomy, any by "
+                              "lesion)")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -133,6 +153,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def _rows(text: str) -> tuple[int, ...]:
+    return tuple(int(row) for row in text.split(","))
 
 
 def require_same_command(command: str, args: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,11 @@ from decomp_jax.errors import UserError
 from decomp_jax.files import replacing
 from decomp_jax.mesh import data_mesh
 from decomp_jax.retrieval.bank import CodeBank, require_same_model
+from decomp_jax.retrieval.patients import PatientHits
 from decomp_jax.retrieval.search import Hits
 
 COLUMNS = ("query", "rank", "row", "patient_id", "slice_index", "distance")
+PATIENT_COLUMNS = ("query", "rank", "patient_id", "distance")
 PAIR_COLUMNS = ("normal_row", "abnormal_row")
 
 
@@ -66,6 +69,17 @@ def write_hits(out: str | os.PathLike, hits: Hits, rows: np.ndarray) -> None:
             queries, ranks + 1, hit_rows, rows["patient_id"][hit_rows], rows["slice_index"][hit_rows],
             hits.distances[queries, ranks],
         ))
+
+
+def write_patient_hits(out: str | os.PathLike, found: Sequence[tuple[str, PatientHits]]) -> None:
+    """Writes hits.csv of patients: a line a hit of each query, a name and what was found."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(PATIENT_COLUMNS)
+        for query, hits in found:
+            ranked = enumerate(zip(hits.patients, hits.distances), start=1)
+            writer.writerows((query, rank, patient, distance) for rank, (patient, distance) in ranked)
 
 
 def _read_pairs(path: str | os.PathLike, size: int) -> np.ndarray:

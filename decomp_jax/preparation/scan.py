@@ -36,13 +36,13 @@ class Scan:
 
     def image(self, slice_index: np.ndarray, size: int) -> np.ndarray:
         """float16 [n,S,S,C]"""
-        spacing = _pixel_spacing(self.volume)
+        spacing = pixel_spacing(self.volume)
         channels = [field_mean(axial(image)[slice_index], spacing, size) for image in self.images]
         return np.stack(channels, axis=-1).astype(np.float16)
 
     def labels(self, labels: np.ndarray, slice_index: np.ndarray, size: int) -> np.ndarray:
         """uint8 [n,S,S] from labels [x,y,z]"""
-        return field_nearest(axial(labels)[slice_index], _pixel_spacing(self.volume), size)
+        return field_nearest(axial(labels)[slice_index], pixel_spacing(self.volume), size)
 
     def position_mm(self, slice_index: np.ndarray) -> np.ndarray:
         """Height of the slices' centres in the scanner's or atlas's space, float32 [n]."""
@@ -62,7 +62,7 @@ def load_scan(paths: Sequence[Path], settings: Settings) -> Scan:
         check_same_grid(path, volume, paths[0], volumes[0])
     images, brains = zip(*(normalise(path, np.asarray(v.dataobj), settings) for path, v in zip(paths, volumes)))
     scan = Scan(volumes[0], list(images), functools.reduce(np.logical_or, brains))
-    for cut, mm in zip((scan.brain.any(axis=(0, 2)), scan.brain.any(axis=(1, 2))), _pixel_spacing(scan.volume)):
+    for cut, mm in zip((scan.brain.any(axis=(0, 2)), scan.brain.any(axis=(1, 2))), pixel_spacing(scan.volume)):
         edges = voxel_edges(len(cut), mm)
         if (cut & ((edges[1:] <= 0) | (edges[:-1] >= FIELD_MM))).any():
             raise UserError(f"{paths[0]}: the brain reaches beyond {FIELD_MM:g} mm; centre it or mend the voxel size")
@@ -70,15 +70,26 @@ def load_scan(paths: Sequence[Path], settings: Settings) -> Scan:
 
 
 def prepare_scan(path: Path, settings: Settings, slice_index: int) -> np.ndarray:
-    """One slice of a new scan, float16 [S,S,C], prepared as the records with these settings were.
+    """One slice of a new scan, float16 [S,S,C]; `slice_index` is its axial position, counted from the feet.
+
+    Raises:
+        UserError: as `open_scan`, and if the slice shows no brain.
+    """
+    scan = open_scan(path, settings)
+    if slice_index not in (with_brain := scan.slices_with_brain):
+        raise UserError(f"{path}: slice {slice_index} shows no brain; take one from {with_brain[0]} to {with_brain[-1]}")
+    return scan.image(np.asarray([slice_index]), settings.size)[0]
+
+
+def open_scan(path: Path, settings: Settings) -> Scan:
+    """A new scan, prepared as the records with these settings were.
 
     Args:
         path: the scan; with several modalities, any of the patient's files, named as in a BraTS release.
         settings: of the data that a network was trained on.
-        slice_index: axial position, counted from the feet.
 
     Raises:
-        UserError: the file can't be used, the settings are not those of scans, or the slice shows no brain.
+        UserError: the file can't be used, or the settings are not those of scans.
     """
     if settings.foreground != "nonzero":
         raise UserError(f"{path}: the model was trained on pictures, not on scans; give a picture of the slice")
@@ -91,13 +102,10 @@ def prepare_scan(path: Path, settings: Settings, slice_index: int) -> np.ndarray
         if not match:
             raise UserError(f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does")
         paths = find_patients(path.parent)[match[1]].paths(settings.modalities)
-    scan = load_scan(paths, settings)
-    if slice_index not in (with_brain := scan.slices_with_brain):
-        raise UserError(f"{path}: slice {slice_index} shows no brain; take one from {with_brain[0]} to {with_brain[-1]}")
-    return scan.image(np.asarray([slice_index]), settings.size)[0]
+    return load_scan(paths, settings)
 
 
-def _pixel_spacing(volume: nib.Nifti1Image) -> tuple[float, float]:
+def pixel_spacing(volume: nib.Nifti1Image) -> tuple[float, float]:
     """Height and width of an axial slice's pixels in mm, rounded so that 1 mm survives float32 headers."""
     x, y, _ = nib.affines.voxel_sizes(volume.affine).round(4).tolist()
     return y, x

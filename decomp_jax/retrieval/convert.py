@@ -1,8 +1,8 @@
 """The `evaluate.py convert` command: a bank as one file that other programs search.
 
-Parquet, for DuckDB, Polars, Spark and the like: the bank's columns, and the indices of each path as a list of fixed size,
-row by row of the grid. The schema's metadata has `bank`, JSON of the grid and of what bank.json holds, and each codebook,
-a .npy file in base64.
+Parquet, for DuckDB, Polars, Spark and the like: the bank's columns, and the indices of each path as a list of fixed
+size, row by row of the grid. The schema's metadata has `bank`, JSON of the grid and of what bank.json holds, and each
+codebook, a .npy file in base64.
 
 FAISS: an IndexPQ with the codebook in all places, which computes the bank's distances; its ids are the bank's rows.
 """
@@ -64,8 +64,8 @@ def write_faiss(bank: CodeBank, paths: tuple[str, ...], file: Path) -> None:
     faiss = _library("faiss")
     codebooks, cells = [getattr(bank, f"{path}_codebook") for path in paths], int(np.prod(bank.grid))
     if len({codebook.shape[1] for codebook in codebooks}) > 1:
-        raise UserError(f"{bank.name}: its codebooks have different dimensions, and FAISS takes one; use --by=normal or "
-                        "--by=abnormal")
+        raise UserError(f"{bank.name}: its codebooks have different dimensions, and FAISS takes one; use --by=normal or"
+                        " --by=abnormal")
     bits = max(1, *(int(len(codebook) - 1).bit_length() for codebook in codebooks))
     index = faiss.IndexPQ(cells * len(paths) * codebooks[0].shape[1], cells * len(paths), bits)
     # Repeated, the last code fills a codebook up to a power of two.

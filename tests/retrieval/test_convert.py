@@ -60,7 +60,8 @@ def test_duckdb_finds_the_same_hits(bank: CodeBank, tmp_path: Path) -> None:
     connection.register("added", pa.table({"cell": cell, "code": code, "distance": added.ravel()}))
     hits = connection.execute(f"""
         SELECT row, patient_id, sum(distance) AS total FROM (
-            SELECT file_row_number AS row, patient_id, generate_subscripts(abnormal_indices::USMALLINT[], 1) - 1 AS cell,
+            SELECT file_row_number AS row, patient_id,
+                   generate_subscripts(abnormal_indices::USMALLINT[], 1) - 1 AS cell,
                    unnest(abnormal_indices::USMALLINT[]) AS code
             FROM read_parquet('{tmp_path}/bank.parquet', file_row_number = true)
         ) JOIN added USING (cell, code) GROUP BY row, patient_id ORDER BY round(total, 6), row LIMIT 7
