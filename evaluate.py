@@ -57,6 +57,9 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
                          help="CSV normal_row,abnormal_row: anatomy of one query row, lesion of another")
     command.add_argument("--exclude_same_patient", action="store_true", help="never return the query's own patient")
     command.add_argument("--one_per_patient", action="store_true", help="at most one hit a patient")
+    command.add_argument("--level", choices=("slice", "patient"), default="slice",
+                         help="search for slices, or for the patients nearest to each patient (default: %(default)s)")
+    _add_within(command)
     return command
 
 

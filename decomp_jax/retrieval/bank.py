@@ -77,6 +77,18 @@ class CodeBank:
     def grid(self) -> tuple[int, int]:
         return self.normal_indices.shape[1:]
 
+    @property
+    def heights(self) -> Float[np.ndarray, "n"]:
+        """Of the rows: `position_mm`, or `slice_index` where there is no such column.
+
+        Raises UserError if they are no numbers, as of pictures.
+        """
+        heights = self.rows["position_mm" if "position_mm" in self.rows.dtype.names else "slice_index"]
+        if not np.isfinite(heights).all():
+            raise UserError(f"{self.name}/rows.npy: has rows without a height (position_mm), so that patients can't be "
+                            "compared slice by slice; search slices")
+        return heights
+
     def read(self, paths: Sequence[str], rows: slice, some: np.ndarray | slice) -> UInt16[np.ndarray, "n p"]:
         """Indices of the paths ("normal", "abnormal") side by side, of `some` of `rows`; checked to be below K."""
         cells = int(np.prod(self.grid))
@@ -245,9 +257,8 @@ class CodeBank:
     def _patient_index(self, path: str) -> PatientIndex:
         if path not in self.cache:
             read = functools.partial(self.read, (path,), slice(None))
-            column = "position_mm" if "position_mm" in self.rows.dtype.names else "slice_index"
             self.cache[path] = make_patient_index(
-                read, self.rows["patient_id"], self.rows[column], by_lesion=is_sparse(path, self.codebooks[path]),
+                read, self.rows["patient_id"], self.heights, by_lesion=is_sparse(path, self.codebooks[path]),
             )
         return self.cache[path]
 
