@@ -82,8 +82,10 @@ class Question:
         if self.level == "patient":
             others = ("slice_index", "lesion_from", "sketch", "like", "unlike")
             given = [name.removesuffix("_index") for name in others if getattr(self, name) not in (None, ())]
-            require(self.image is not None and not given, "--level=patient: asks with a whole scan; give --image"
-                    + "".join(f", leave out --{name}" for name in given))
+            require(self.image is not None, "--level=patient: asks with a whole scan; give --image")
+            require(not given, f"--level=patient: asks with all of --image; leave out --{', --'.join(given)}")
+            require(self.within_mm is None or self.within_mm >= 0,
+                    f"--within_mm: is a distance, 0 or more, not {self.within_mm}")
             return
         require(self.within_mm is None, "--within_mm: is of --level=patient; leave it out, or ask for patients")
         require(self.image is not None or self.sketch is not None or self.like,
