@@ -94,8 +94,8 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def _add_within(command: argparse.ArgumentParser) -> None:
     command.add_argument("--within_mm", type=float, metavar="D",
-                         help="how far apart in height matched slices of patients may be (default: 5 by anatomy, any by "
-                              "lesion)")
+                         help="for patients: how far apart in height matched slices may be (default: 5 by anatomy, any "
+                              "by lesion)")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:

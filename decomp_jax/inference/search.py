@@ -40,7 +40,7 @@ def search_banks(
             `queries_dir` and the lesion of another. Needs `by="both"`.
         exclude_same_patient: leaves out rows of the query's own patient (of both, for a pair).
         one_per_patient: keeps the nearest row of each patient.
-        level: "patient" searches for the patients nearest to each patient of `queries_dir`, on one device.
+        level: "patient" searches for the patients nearest to each patient of `queries_dir`; each process for all.
         within_mm: for patients, how far apart in height matched slices may be; the bank's rule without it.
 
     Raises:
@@ -77,15 +77,16 @@ def _search_patients(
     exclude_same_patient: bool,
 ) -> list[tuple[str, PatientHits]]:
     """The patients nearest to each patient of `queries`, in the order of their ids."""
-    if ("position_mm" in bank.rows.dtype.names) != ("position_mm" in queries.rows.dtype.names):
-        raise UserError(f"{queries.name}/rows.npy: heights (position_mm) are in one of the banks alone; encode both with "
-                        "the same program")
+    if bank.has_mm != queries.has_mm:
+        without, other = (queries, bank) if bank.has_mm else (bank, queries)
+        raise UserError(f"{without.name}/rows.npy: lacks heights in mm (position_mm), which {other.name} has; encode "
+                        "both with one program")
     within, found = {} if within_mm is None else dict.fromkeys(paths, within_mm), []
     heights, ids = queries.heights, queries.rows["patient_id"]
     for patient in tqdm(np.unique(ids), desc="search", unit="patient", delay=2, disable=None):
         rows = np.flatnonzero(ids == patient)
         slices = codes(**{path: getattr(queries, f"{path}_indices")[rows] for path in paths})
-        hits = bank.search_patients(slices, heights=heights[rows], within_mm=within, k=k,
+        hits = bank.search_patients(slices, heights=heights[rows], within_mm=within, k=k, mesh=data_mesh(),
                                     exclude=[patient] if exclude_same_patient else [])
         found.append((patient, hits))
     return found

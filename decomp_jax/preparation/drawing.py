@@ -16,8 +16,8 @@ from decomp_jax.preparation.volume import load_volume
 def load_drawing(path: Path, settings: Settings, slice_index: int | None = None) -> Integer[np.ndarray, "n n"]:
     """The values of a drawing on the field of view, of any size n.
 
-    Bitmaps and NumPy arrays fill the field with their longer side, as pictures do. For networks of scans, NIfTI files lie
-    where scans do, by their millimetres.
+    Bitmaps and NumPy arrays fill the field with their longer side, as pictures do. For networks of scans, NIfTI files
+    lie where scans do, by their millimetres.
 
     Args:
         settings: of the data that the network was trained on.

@@ -52,13 +52,14 @@ class Archive:
 
 @pytest.fixture(scope="module")
 def archive(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    folder, decomposer, data = tmp_path_factory.mktemp("asking"), Decomposer.restore(MODEL), SliceDataset(phantom, "train")
+    folder, decomposer = tmp_path_factory.mktemp("asking"), Decomposer.restore(MODEL)
+    data = SliceDataset(phantom, "train")
     stacked = data.stack(("image", "label"))
     codes = decomposer.encode(stacked["image"])
     CodeBank.from_arrays(
         normal_indices=codes.normal_indices, abnormal_indices=codes.abnormal_indices, rows=np.array(data.rows),
         normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
-        meta={"model_digest": decomposer.model_digest, "data_digest": data.digest, "data": str(phantom), "split": "train"},
+        meta={"model_digest": decomposer.model_digest, "data_digest": data.digest, "data": str(phantom)},
     ).save(folder / "bank")
     return Archive(folder, decomposer, CodeBank.load(folder / "bank"), stacked["image"], stacked["label"])
 

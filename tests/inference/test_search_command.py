@@ -121,16 +121,12 @@ def test_bad_patients(patients: Path, tmp_path: Path, options: dict[str, object]
     assert not (tmp_path / "hits.csv").exists()
 
 
-def test_heights_are_needed_in_both_banks(banks: Path, patients: Path, tmp_path: Path) -> None:
+def test_heights_of_two_units_are_refused(banks: Path, patients: Path, tmp_path: Path) -> None:
     options = {**OPTIONS, "level": "patient", "out": tmp_path / "hits.csv"}
-    with pytest.raises(UserError, match="heights .position_mm. are in one of the banks alone"):
-        search_banks(banks / "reference", patients / "query", **options)
-    bank = CodeBank.load(patients / "query")
-    rows = bank.rows.copy()
-    rows["position_mm"][3] = np.nan
-    dataclasses.replace(bank, rows=rows).save(tmp_path / "pictures")
-    with pytest.raises(UserError, match="pictures/rows.npy: has rows without a height"):
-        search_banks(patients / "reference", tmp_path / "pictures", **options)
+    for bank, query in ((banks, patients), (patients, banks)):
+        with pytest.raises(UserError, match=f"^{banks}/.*/rows.npy: lacks heights in mm"):
+            search_banks(bank / "reference", query / "query", **options)
+    assert not (tmp_path / "hits.csv").exists()
 
 
 def test_queries_of_another_model(banks: Path, tmp_path: Path) -> None:
