@@ -32,8 +32,10 @@ def run_query(workdir: str | Path, bank: str | Path, *, k: int, out: str | Path,
     decomposer, searched = Decomposer.restore(workdir), CodeBank.load(bank)
     if searched.meta.get("model_digest") != decomposer.model_digest:
         raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
+    if not len(searched):
+        raise UserError(f"{bank}: is empty; encode images to be searched")
     if question.level == "patient" and not searched.has_mm:
-        raise UserError(f"{bank}/rows.npy: lacks heights in mm (position_mm), by which slices are matched; encode again")
+        raise UserError(f"{bank}/rows.npy: lacks heights in mm (position_mm), by which slices are matched; use --level=slice")
     for flag in ("like", "unlike"):
         if beyond := [row for row in getattr(question, flag) if not 0 <= row < len(searched)]:
             raise UserError(f"--{flag}: row {beyond[0]} is not in {bank}, whose rows are 0 to {len(searched) - 1}")

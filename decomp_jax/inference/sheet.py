@@ -116,8 +116,9 @@ def pixels_of(decomposer: Decomposer, bank: CodeBank, rows: Integer[np.ndarray, 
     data = bank.meta.get("data", "")
     try:
         manifest = read_manifest(data)
-        if manifest["digest"] == bank.meta["data_digest"]:
-            return _stored(data, manifest["splits"], bank.rows[rows])
+        if manifest["digest"] == bank.meta.get("data_digest"):
+            own = bank.meta.get("split")
+            return _stored(data, sorted(manifest["splits"], key=lambda split: split != own), bank.rows[rows])
         reason = "has changed since the bank was encoded, or is not the only one in it"
     except (UserError, OSError):
         reason = "is not there, or not the only one in the bank"
@@ -127,17 +128,22 @@ def pixels_of(decomposer: Decomposer, bank: CodeBank, rows: Integer[np.ndarray, 
 
 
 def _stored(data: str, splits: Iterable[str], rows: np.ndarray) -> Pixels:
-    images, labels = [], []
-    datasets = [SliceDataset(data, split) for split in splits]
-    for row in rows:
-        for dataset in datasets:
-            same = (dataset.rows[name] == row[name] for name in ("patient_id", "slice_index"))
-            if len(place := np.flatnonzero(np.logical_and(*same))):
-                break
-        fields = dataset.stack(("image", "label"), place[:1])
-        images.append(fields["image"][0])
-        labels.append(fields["label"][0] if dataset.rows["labelled"][place[0]] else None)
-    return Pixels(np.stack(images), labels, "Found: with their labels, where they have any.")
+    """Raises UserError if the data set can't be read, or lacks one of the rows."""
+    found: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    for split in splits:
+        missing = [i for i in range(len(rows)) if i not in found]
+        if not missing:
+            break
+        dataset = SliceDataset(data, split)
+        for i in missing:
+            same = (dataset.rows[name] == rows[name][i] for name in ("patient_id", "slice_index"))
+            for place in np.flatnonzero(np.logical_and(*same)):
+                image, label = (values[0] for values in dataset.stack(("image", "label"), [place]).values())
+                found[i] = image, label if dataset.rows["labelled"][place] else None
+    if len(found) < len(rows):
+        raise UserError(f"{data}: lacks slices of the bank")
+    images, labels = zip(*(found[i] for i in range(len(rows))))
+    return Pixels(np.stack(images), list(labels), "Found: with their labels, where they have any.")
 
 
 def _asked_tiles(

@@ -32,7 +32,7 @@ MODEL = ROOT / "models" / "phantom64"
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """The bank of a phantom's training patients, with their images and labels."""
+    """A bank of two splits of a phantom, with their images and labels."""
 
     folder: Path
     decomposer: Decomposer
@@ -53,15 +53,16 @@ class Archive:
 @pytest.fixture(scope="module")
 def archive(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     folder, decomposer = tmp_path_factory.mktemp("asking"), Decomposer.restore(MODEL)
-    data = SliceDataset(phantom, "train")
-    stacked = data.stack(("image", "label"))
-    codes = decomposer.encode(stacked["image"])
+    splits = [SliceDataset(phantom, split) for split in ("validation", "train")]
+    stacked = [data.stack(("image", "label")) for data in splits]
+    images, labels = (np.concatenate([fields[name] for fields in stacked]) for name in ("image", "label"))
+    codes = decomposer.encode(images)
     CodeBank.from_arrays(
-        normal_indices=codes.normal_indices, abnormal_indices=codes.abnormal_indices, rows=np.array(data.rows),
+        normal_indices=codes.normal_indices, abnormal_indices=codes.abnormal_indices, rows=np.concatenate([data.rows for data in splits]),
         normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
-        meta={"model_digest": decomposer.model_digest, "data_digest": data.digest, "data": str(phantom)},
+        meta={"model_digest": decomposer.model_digest, "data_digest": splits[0].digest, "data": str(phantom)},
     ).save(folder / "bank")
-    return Archive(folder, decomposer, CodeBank.load(folder / "bank"), stacked["image"], stacked["label"])
+    return Archive(folder, decomposer, CodeBank.load(folder / "bank"), images, labels)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,13 @@ def test_the_sheet_paints_the_drawing(archive: Archive, scan: Path, ask, tmp_pat
     painted, plain = asked.lines[0][2].rgb[..., 0], asked.lines[0][0].rgb[..., 0]
     assert outline.sum() == 140 and painted.shape == plain.shape
     assert painted[outline].mean() > painted[outline[:, ::-1]].mean() + 0.1  # enhancing tumour is bright
+
+
+def test_pixels_of_a_bank_of_two_splits(archive: Archive) -> None:
+    rows = np.array([len(archive.bank) - 1, 0, 5])
+    pixels = sheet.pixels_of(archive.decomposer, archive.bank, rows)
+    np.testing.assert_array_equal(pixels.images, archive.images[rows])
+    np.testing.assert_array_equal(pixels.labels, archive.labels[rows])
 
 
 def test_a_region_alone_counts(archive: Archive, scan: Path, ask, tmp_path: Path) -> None:

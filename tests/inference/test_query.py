@@ -13,6 +13,7 @@ from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.inference import asking, sheet
 from decomp_jax.inference import query as module
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
+from decomp_jax.retrieval import CodeBank
 from tests.evaluation.fakes import FakeDecomposer, Heads, settings
 
 
@@ -103,3 +104,11 @@ def test_a_bank_of_another_network_is_refused(run: dict, monkeypatch: pytest.Mon
     monkeypatch.setattr(module.Decomposer, "restore", lambda workdir: other)
     with pytest.raises(UserError, match="another network"):
         module.run_query(**run)
+
+
+def test_an_empty_bank_is_refused(run: dict, tmp_path: Path) -> None:
+    bank = CodeBank.load(run["bank"])
+    parts = {name: getattr(bank, name)[:0] for name in ("normal_indices", "abnormal_indices", "rows")}
+    dataclasses.replace(bank, **parts).save(tmp_path / "empty")
+    with pytest.raises(UserError, match="empty: is empty; encode"):
+        module.run_query(**run | {"bank": tmp_path / "empty"})
