@@ -3,6 +3,7 @@
     python evaluate.py encode --workdir=RUN --data=DATA --split=reference --out=BANK
     python evaluate.py search --bank=BANK --queries=BANK2 --by=both --k=10 --out=hits.csv
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
+    python evaluate.py query  --workdir=RUN --bank=BANK --sketch=LESION.png --by=abnormal --out=DIR
     python evaluate.py convert --bank=BANK --to=parquet --out=FILE
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
     python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
@@ -84,6 +85,7 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command.add_argument("--unlike", type=_rows, default=(), metavar="ROWS", help="rows that they should not be like")
     command.add_argument("--codes", action="store_true",
                          help="compare codes with codes (default: what is asked is not quantised)")
+    command.add_argument("--one_per_patient", action="store_true", help="at most one slice a patient")
     command.add_argument("--level", choices=("slice", "patient"), default="slice",
                          help="rank slices, or patients by all slices of the scan (default: %(default)s)")
     _add_within(command)
@@ -159,7 +161,10 @@ def _positive(text: str) -> int:
 
 
 def _rows(text: str) -> tuple[int, ...]:
-    return tuple(int(row) for row in text.split(","))
+    try:
+        return tuple(int(row) for row in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no rows, such as 3,17") from None
 
 
 def require_same_command(command: str, args: dict[str, object]) -> None:

@@ -38,6 +38,7 @@ class Question:
         weight: share of the lesion in a search by both codes; 0.5 is their plain sum.
         like, unlike: rows of the bank.
         codes: compares codes with codes, as the paper does; else what is asked is not quantised.
+        one_per_patient: keeps the nearest slice of each patient.
         level: "slice", or "patient": all of `image` is asked with, and patients are ranked.
         within_mm: for patients, how far apart in height matched slices may be; the bank's rule without it.
     """
@@ -53,6 +54,7 @@ class Question:
     unlike: Sequence[int] = ()
     codes: bool = False
     by: Literal["normal", "abnormal", "both"] = "both"
+    one_per_patient: bool = False
     level: Literal["slice", "patient"] = "slice"
     within_mm: float | None = None
 
@@ -80,8 +82,8 @@ class Question:
         require(self.weight is None or 0 <= self.weight <= 1,
                 f"--weight: is the share of the lesion, from 0 to 1, not {self.weight}")
         if self.level == "patient":
-            others = ("slice_index", "lesion_from", "sketch", "like", "unlike")
-            given = [name.removesuffix("_index") for name in others if getattr(self, name) not in (None, ())]
+            others = ("slice_index", "lesion_from", "sketch", "like", "unlike", "one_per_patient")
+            given = [name.removesuffix("_index") for name in others if getattr(self, name) not in (None, (), False)]
             require(self.image is not None, "--level=patient: asks with a whole scan; give --image")
             require(not given, f"--level=patient: asks with all of --image; leave out --{', --'.join(given)}")
             require(self.within_mm is None or self.within_mm >= 0,

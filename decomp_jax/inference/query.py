@@ -1,5 +1,6 @@
 """The `evaluate.py query` command: a bank asked with a scan, a drawn lesion, slices of the bank, or a whole patient."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -8,12 +9,12 @@ import numpy as np
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import replacing
-from decomp_jax.inference.asking import Asked, Question, read_scan, read_slice
+from decomp_jax.inference.asking import Question, read_scan, read_slice
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
 from decomp_jax.inference.search import write_hits, write_patient_hits
 from decomp_jax.inference.sheet import patient_sheet, slice_sheet
-from decomp_jax.retrieval import CodeBank, Hits
+from decomp_jax.retrieval import CodeBank, Hits, Queries
 
 
 def run_query(workdir: str | Path, bank: str | Path, *, k: int, out: str | Path, **flags: object) -> None:
@@ -35,7 +36,8 @@ def run_query(workdir: str | Path, bank: str | Path, *, k: int, out: str | Path,
     if not len(searched):
         raise UserError(f"{bank}: is empty; encode images to be searched")
     if question.level == "patient" and not searched.has_mm:
-        raise UserError(f"{bank}/rows.npy: lacks heights in mm (position_mm), by which slices are matched; use --level=slice")
+        raise UserError(f"{bank}/rows.npy: lacks heights in mm (position_mm), by which slices are matched; use "
+                        "--level=slice")
     for flag in ("like", "unlike"):
         if beyond := [row for row in getattr(question, flag) if not 0 <= row < len(searched)]:
             raise UserError(f"--{flag}: row {beyond[0]} is not in {bank}, whose rows are 0 to {len(searched) - 1}")
@@ -50,7 +52,8 @@ def run_query(workdir: str | Path, bank: str | Path, *, k: int, out: str | Path,
                 write_patient_hits(out / "hits.csv", [(Path(question.image).name, found)])
         else:
             asked = read_slice(question, decomposer, searched)
-            hits = search_others(searched, asked, rows=question.like, k=k)
+            hits = search_others(searched, asked.queries, rows=question.like, k=k,
+                                 one_per_patient=question.one_per_patient)
             sheet = slice_sheet(decomposer, searched, question, asked, hits)
             if writes:
                 write_hits(out / "hits.csv", hits, searched.rows)
@@ -59,10 +62,10 @@ def run_query(workdir: str | Path, bank: str | Path, *, k: int, out: str | Path,
                 sheet.savefig(file)
 
 
-def search_others(bank: CodeBank, asked: Asked, *, rows: tuple[int, ...], k: int) -> Hits:
+def search_others(bank: CodeBank, queries: Queries, *, rows: Sequence[int], k: int, one_per_patient: bool) -> Hits:
     """The k nearest to one query, without the patients of some rows: examples would find themselves first."""
     known = np.isin(bank.rows["patient_id"], bank.rows["patient_id"][list(rows)])
-    hits = bank.search(asked.queries, k=k + int(known.sum()))
+    hits = bank.search(queries, k=k + int(known.sum()), one_per_patient=one_per_patient)
     others = (hits.rows[0] >= 0) & ~known[hits.rows[0]]
     if not others.any():
         raise UserError(f"{bank.name}: has no patients but those of the examples; take examples of fewer")

@@ -101,6 +101,8 @@ def heading(question: Question) -> str:
         by = f"anatomy of the image, lesion of the {'drawing' if question.sketch else 'other'}"
     elif question.sketch is not None:
         by = "lesion, as drawn"
+    if question.like:
+        by += ", as in the examples" if question.image is None else ", of the image and the examples"
     if question.weight is not None:
         by += f" (lesion weighs {question.weight:g})"
     return f"Nearest {what} by {by}" + (", in the region alone" if question.region else "")
@@ -108,7 +110,9 @@ def heading(question: Question) -> str:
 
 def _note(asked: Asked, pixels: Pixels) -> str:
     seen = "" if asked.images is None else "Asked: with the lesion that the network sees. "
-    return f"Not for diagnosis. {seen}{pixels.note}"
+    drawn = "" if asked.sketch is None else " White line: the drawing."
+    region = "" if asked.region is None else " Line in cyan: the region that counts."
+    return f"Not for diagnosis. {seen}{pixels.note}{drawn}{region}"
 
 
 def pixels_of(decomposer: Decomposer, bank: CodeBank, rows: Integer[np.ndarray, "n"]) -> Pixels:

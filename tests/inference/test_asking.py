@@ -58,7 +58,8 @@ def archive(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     images, labels = (np.concatenate([fields[name] for fields in stacked]) for name in ("image", "label"))
     codes = decomposer.encode(images)
     CodeBank.from_arrays(
-        normal_indices=codes.normal_indices, abnormal_indices=codes.abnormal_indices, rows=np.concatenate([data.rows for data in splits]),
+        normal_indices=codes.normal_indices, abnormal_indices=codes.abnormal_indices,
+        rows=np.concatenate([data.rows for data in splits]),
         normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
         meta={"model_digest": decomposer.model_digest, "data_digest": splits[0].digest, "data": str(phantom)},
     ).save(folder / "bank")
@@ -175,6 +176,9 @@ def test_examples_and_counterexamples(archive: Archive, row: int, ask) -> None:
     expected = np.where(patients == patients[row], np.inf, np.mean(distances[:2], 0) - AWAY * distances[2])
     assert patients[row] == patients[row - 1]
     assert_nearest(hits, expected)
+    hits = ask(like=(row, row - 1), unlike=(other,), by="abnormal", one_per_patient=True, k=3)
+    nearest = {patient: expected[patients == patient].min() for patient in {*patients} - {patients[row]}}
+    np.testing.assert_allclose(list(hits.values()), sorted(nearest.values())[:3], rtol=1e-4, atol=1e-3)
 
 
 def test_codes_with_codes(archive: Archive, scan: Path, ask) -> None:
@@ -217,6 +221,8 @@ def test_a_whole_scan_finds_its_patient(archive: Archive, row: int, ask, tmp_pat
     ({"level": "patient"}, "--level=patient: asks with a whole scan; give --image$"),
     ({"level": "patient", "image": "scan.nii.gz", "slice_index": 2}, "asks with all of --image; leave out --slice$"),
     ({"level": "patient", "image": "scan.nii.gz", "sketch": "lesion.png"}, "leave out --sketch$"),
+    ({"level": "patient", "image": "scan.nii.gz", "one_per_patient": True, "like": (3,)},
+     "leave out --like, --one_per_patient$"),
     ({"level": "patient", "image": "nowhere.nii.gz"}, "nowhere.nii.gz: does not exist"),
     ({"level": "patient", "image": "scan.nii.gz", "within_mm": -1.0}, "--within_mm: is a distance, 0 or more, not -1"),
 ])
