@@ -83,7 +83,7 @@ class Question:
                 f"--weight: is the share of the lesion, from 0 to 1, not {self.weight}")
         if self.level == "patient":
             others = ("slice_index", "lesion_from", "sketch", "like", "unlike", "one_per_patient")
-            given = [name.removesuffix("_index") for name in others if getattr(self, name) not in (None, (), False)]
+            given = [name.removesuffix("_index") for name in others if getattr(self, name) != getattr(Question, name)]
             require(self.image is not None, "--level=patient: asks with a whole scan; give --image")
             require(not given, f"--level=patient: asks with all of --image; leave out --{', --'.join(given)}")
             require(self.within_mm is None or self.within_mm >= 0,
