@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from decomp_jax.data.schema import Settings
+from decomp_jax.data.schema import FIELD_MM, Settings
 from decomp_jax.errors import UserError
-from decomp_jax.preparation.field import FIELD_MM, field_mean, field_nearest
+from decomp_jax.preparation.field import field_mean, field_nearest
 from decomp_jax.preparation.intensity import scale_intensity
 from decomp_jax.preparation.volume import load_volume
 
@@ -96,7 +96,7 @@ def prepare_picture(path: Path, settings: Settings) -> np.ndarray:
         UserError: the file can't be used, or the settings are those of scans.
     """
     if settings.foreground != FOREGROUND:
-        raise UserError(f"{path}: the model was trained on scans, not on pictures; give a NIfTI volume and --slice")
+        raise UserError(f"{path}: the model was trained on scans, not on pictures; give a volume and --slice")
     values = load_picture(path)
     darkest = values.min()
     bright = values > darkest + FOREGROUND_LEVEL * (np.percentile(values, 99) - darkest)
