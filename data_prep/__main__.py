@@ -1,4 +1,4 @@
-"""`python -m data_prep phantom|brats|volumes|images`: makes a data set of TFRecords, the input of training and search."""
+"""`python -m data_prep phantom|brats|volumes|images|join`: makes a data set of TFRecords, the input of training and search."""
 
 import argparse
 import dataclasses
@@ -11,6 +11,7 @@ from pathlib import Path
 from data_prep import brats, images, layouts, phantom, splits, volumes
 from data_prep.anatomy import SCHEMES, AnatomySource
 from data_prep.cases import Case, prepare_case, split_cases
+from data_prep.join import join_parts
 from data_prep.slices import write_dataset
 from decomp_jax.data.schema import ANATOMY_CLASSES, FIELD_MM, GLIOMA_CLASSES, INTENSITY_CLIP, MODALITIES, Settings
 from decomp_jax.errors import UserError, run_program
@@ -23,11 +24,17 @@ def make_phantom(flags: argparse.Namespace) -> None:
     write_dataset(
         flags.out,
         settings=phantom.settings(flags.size),
-        splits=splits.split_by_hash(phantom.patient_ids(flags.patients), splits.PHANTOM_SHARES, seed=flags.seed),
+        splits=splits.split_by_hash(
+            phantom.patient_ids(flags.patients),
+            splits.PHANTOM_SHARES,
+            seed=flags.seed,
+            growing=flags.shard is not None,
+        ),
         prepare=functools.partial(phantom.prepare, seed=flags.seed, size=flags.size),
         workers=flags.workers,
         on_error="stop",
         source={"seed": flags.seed},
+        shard=flags.shard,
     )
 
 
@@ -72,7 +79,13 @@ def _write_cases(flags: argparse.Namespace, cases: Mapping[str, Case], settings:
     write_dataset(
         flags.out,
         settings=settings,
-        splits=split_cases(cases, csv=flags.splits, query_fold=flags.query_fold, seed=flags.seed),
+        splits=split_cases(
+            cases,
+            csv=flags.splits,
+            query_fold=flags.query_fold,
+            seed=flags.seed,
+            growing=flags.shard is not None,
+        ),
         prepare=functools.partial(
             prepare_case,
             cases=cases,
@@ -89,13 +102,19 @@ def _write_cases(flags: argparse.Namespace, cases: Mapping[str, Case], settings:
             **({"mask": flags.mask.name} if flags.mask else {}),
             **source,
         },
+        shard=flags.shard,
     )
 
 
 def make_images(flags: argparse.Namespace) -> None:
     pictures = images.read_pictures(flags.table)
     split = images.split_pictures(
-        pictures, flags.table, csv=flags.splits, query_fold=flags.query_fold, seed=flags.seed
+        pictures,
+        flags.table,
+        csv=flags.splits,
+        query_fold=flags.query_fold,
+        seed=flags.seed,
+        growing=flags.shard is not None,
     )
     classes = images.find_classes(pictures, workers=flags.workers, on_error=flags.on_error)
     settings = Settings(
@@ -126,7 +145,12 @@ def make_images(flags: argparse.Namespace) -> None:
             "query_fold": flags.query_fold,
             "mask_values": classes,
         },
+        shard=flags.shard,
     )
+
+
+def make_joined(flags: argparse.Namespace) -> None:
+    join_parts(flags.out, flags.parts)
 
 
 def split_source(flags: argparse.Namespace) -> dict[str, object]:
@@ -144,6 +168,13 @@ def modalities(text: str) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in MODALITIES or names.count(name) > 1]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown or there twice; use of {','.join(MODALITIES)}")
     return names
+
+
+def shard(text: str) -> tuple[int, int]:
+    i, n = map(int, text.split("/"))
+    if not 1 <= i <= n:
+        raise ValueError
+    return i, n
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -196,11 +227,15 @@ def label_map(text: str) -> dict[int, int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set to make; must not exist yet")
+    out = argparse.ArgumentParser(add_help=False)
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set to make; must not exist yet")
+    common = argparse.ArgumentParser(add_help=False, parents=[out])
     common.add_argument("--seed", type=int, default=0, help="of the splits, and of phantoms (default: %(default)s)")
     common.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N",
                         help="processes; the bytes written do not depend on it (default: all cores, %(default)s here)")
+    common.add_argument("--shard", type=shard, metavar="I/N",
+                        help="prepare only the I-th of N parts, of a set that grows: each patient's split follows from "
+                             "the patient's own hash; `join` makes one data set of parts")
     real = argparse.ArgumentParser(add_help=False)
     real.add_argument("--size", type=positive, default=256, metavar="PIXELS", help="side of the images (default: 256)")
     real.add_argument("--splits", type=Path, metavar="FILE.csv",
@@ -219,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
     scans.add_argument("--unlabelled", action="store_true", help="take patients without a segmentation, too")
 
     top = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
-    commands = top.add_subparsers(required=True, metavar="phantom | brats | volumes | images")
+    commands = top.add_subparsers(required=True, metavar="phantom | brats | volumes | images | join")
 
     command = commands.add_parser("phantom", parents=[common], help="synthetic patients; no download")
     command.set_defaults(make=make_phantom)
@@ -263,6 +298,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--table", type=Path, required=True, metavar="FILE.csv",
                          help="columns image,mask and optionally patient,fold,split; others travel to the bank's rows")
     command.add_argument("--query_fold", metavar="F", help="make this fold the queries; the rest is split for training")
+
+    command = commands.add_parser("join", parents=[out], help="one data set of several, whose records stay where they are")
+    command.set_defaults(make=make_joined)
+    command.add_argument("parts", type=Path, nargs="+", metavar="PART", help="a data set, or several joined before")
     return top
 
 

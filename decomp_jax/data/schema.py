@@ -5,6 +5,10 @@ A data set is a directory:
     manifest.json                    `Settings`, counts, the layout of a record, SHA-256 of each file, digest
     rows-SPLIT.npy                   structured array, a row a slice in record order (`row_dtype`)
     slices/slices-SPLIT.tfrecord-*   the records; with slices/features.json, TensorFlow Datasets can read them, too
+    fingerprints.npy                 uint64 a slice, split by split: hash of the image, 0 where it is all but empty
+
+or data sets joined: manifest.json, which names their folders as `parts`, and rows. Records stay where they are; those of
+a split follow each other part by part.
 
 A record is a `tf.train.Example` of the fields in `Settings.fields` as raw bytes: `image` in [0,1] with background 0,
 `label` (0 background, i+1 for `lesion_classes[i]`), and where the source has them `anatomy` (0 none, i+1 for
@@ -110,6 +114,11 @@ ROW_COLUMNS = row_dtype(1).names
 
 
 def content_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 that names a data set: over what its manifest says of it, and so over all its files' checksums."""
+    """SHA-256 that names a data set: over what its manifest says of it, and so over all its files' checksums.
+
+    Of a joined one, over the digests of its parts, wherever they lie.
+    """
     content = {name: manifest.get(name) for name in MANIFEST_CONTENT}
+    if "parts" in manifest:
+        content["parts"] = [part["digest"] for part in manifest["parts"]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

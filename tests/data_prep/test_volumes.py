@@ -1,7 +1,6 @@
 """Layouts of volumes: the same patients give the same records, whatever the numbers and the files."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -13,32 +12,16 @@ from tests.data_prep import same_patients
 from tests.data_prep.conftest import manifest, prepare, records, table
 from tests.data_prep.same_patients import AFFINE, ED, ET, NCR, SHAPE, save, write_json
 
-from data_prep import slices
 from data_prep.layouts import read_layout
 from data_prep.names import lesion_names, smallest_regions
 from decomp_jax.errors import UserError
 
 SIZE = 128
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    """Starting workers takes longer than all that they do here; `test_workers.py` has them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slices, "map_in_order", one_by_one)
-        yield
-
-
-def one_by_one(function: Callable, items: Iterable, *, workers: int, unit: str) -> Iterator[tuple]:
-    for item in items:
-        try:
-            yield item, function(item)
-        except UserError as error:
-            yield item, error
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture(scope="module")
-def as_brats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def as_brats(tmp_path_factory: pytest.TempPathFactory, in_this_process: None) -> Path:
     folder = tmp_path_factory.mktemp("brats")
     prepare(*same_patients.write_brats(folder / "src"), "--out", folder / "out", "--size", SIZE)
     return folder / "out"
