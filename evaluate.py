@@ -62,7 +62,8 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("query", help="search with a new scan or picture")
     command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
     command.add_argument("--bank", type=Path, required=True, help="the images searched")
-    command.add_argument("--image", type=Path, required=True, help="NIfTI scan or picture")
+    command.add_argument("--image", type=Path, required=True,
+                         help="NIfTI scan or folder of a DICOM series, with --slice, or picture (PNG, JPEG, DICOM, ...)")
     command.add_argument("--slice", type=int, dest="slice_index",
                          help="slice of the scan, from the feet up (coronal: from the back, sagittal: from the left)")
     command.add_argument("--mask", type=Path, help="mask of the brain, if the scan is of a whole head")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep import brats, images, layouts, phantom, splits, volumes
+from data_prep import brats, images, layouts, phantom, series, splits, volumes
 from data_prep.anatomy import SCHEMES, AnatomySource
 from data_prep.cases import Case, prepare_case, split_cases
 from data_prep.join import join_parts
@@ -45,7 +45,17 @@ def make_brats(flags: argparse.Namespace) -> None:
 
 
 def make_volumes(flags: argparse.Namespace) -> None:
-    layout = layouts.read_layout(flags.src, flags.channels, flags.labels)
+    if flags.list:
+        series.print_series(flags.src)
+        return
+    if flags.out is None:
+        raise UserError("--out: name the data set to make")
+    if flags.table and (flags.channels or flags.labels):
+        raise UserError("--table: names the channels, and segments their labels; leave out --channels and --labels")
+    if flags.table:
+        layout = series.read_series_table(flags.src, flags.table)
+    else:
+        layout = layouts.read_layout(flags.src, flags.channels, flags.labels)
     found = volumes.name_volumes(
         layout, modalities=flags.modalities, anatomy_labels=flags.anatomy_labels, unlabelled=flags.unlabelled
     )
@@ -227,9 +237,7 @@ def label_map(text: str) -> dict[int, int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(add_help=False)
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set to make; must not exist yet")
-    common = argparse.ArgumentParser(add_help=False, parents=[out])
+    common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--seed", type=int, default=0, help="of the splits, and of phantoms (default: %(default)s)")
     common.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N",
                         help="processes; the bytes written do not depend on it (default: all cores, %(default)s here)")
@@ -275,7 +283,10 @@ def parser() -> argparse.ArgumentParser:
                                   help="nnU-Net, Medical Segmentation Decathlon, MONAI datalists")
     command.set_defaults(make=make_volumes)
     command.add_argument("--src", type=Path, required=True, metavar="DIR|FILE.json",
-                         help="folder with dataset.json, or a datalist")
+                         help="folder with dataset.json, a datalist, or a folder of DICOM series")
+    command.add_argument("--table", type=Path, metavar="FILE.csv",
+                         help="DICOM: columns case, channel, series, as --list prints it, with channels filled in")
+    command.add_argument("--list", action="store_true", help="DICOM: print the series below --src, and end")
     command.add_argument("--modalities", type=names, metavar="NAME,...", help="channels to take (default: all)")
     command.add_argument("--channels", type=channels, default={}, metavar="NAME=NUMBER,...",
                          help="names of the channels, in place of the source's")
@@ -299,9 +310,13 @@ def parser() -> argparse.ArgumentParser:
                          help="columns image,mask and optionally patient,fold,split; others travel to the bank's rows")
     command.add_argument("--query_fold", metavar="F", help="make this fold the queries; the rest is split for training")
 
-    command = commands.add_parser("join", parents=[out], help="one data set of several, whose records stay where they are")
+    command = commands.add_parser("join", help="one data set of several, whose records stay where they are")
     command.set_defaults(make=make_joined)
     command.add_argument("parts", type=Path, nargs="+", metavar="PART", help="a data set, or several joined before")
+
+    for name, command in commands.choices.items():
+        command.add_argument("--out", type=Path, required=name != "volumes", metavar="DIR",
+                             help="data set to make; must not exist yet")
     return top
 
 

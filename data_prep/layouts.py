@@ -26,6 +26,7 @@ class Found(NamedTuple):
         images: channel number -> where it lies.
         fold: of a cross-validation, or the list that the case stands in.
         regions: what its labels are called, where each case has names of its own.
+        subject: the person, where the layout tells.
     """
 
     case_id: str
@@ -33,6 +34,7 @@ class Found(NamedTuple):
     label: Source | None
     fold: str | None
     regions: Regions | None = None
+    subject: str | None = None
 
 
 class Layout(NamedTuple):

@@ -10,6 +10,9 @@ from data_prep.names import BACKGROUND, IGNORE, Regions, channel_name, in_order,
 from decomp_jax.errors import UserError
 
 
+_VISIT = re.compile(r"(BraTS-[A-Z]+-\d+)-\d{3}")  # BraTS releases end a patient's name with the visit
+
+
 class Volumes(NamedTuple):
     """A set of volumes under our names.
 
@@ -49,7 +52,7 @@ def name_volumes(
     cases = {
         case.case_id: Case(
             case.case_id,
-            re.sub(r"^(BraTS-[A-Z]+-\d+)-\d{3}$", r"\1", case.case_id),  # releases end a patient's name with the visit
+            case.subject or (match[1] if (match := _VISIT.fullmatch(case.case_id)) else case.case_id),
             {name: case.images[number] for name, number in numbers.items() if number in case.images},
             case.label,
             meanings.of_case(case),

@@ -84,8 +84,8 @@ def _prepare(
 
 def _name(path: str | Path, slice_index: int | None) -> str:
     """Name of an image below its tile, in lines that fit."""
-    stem = Path(path).name.removesuffix(".gz").rpartition(".")[0]
-    lines = textwrap.wrap(stem, NAME_WIDTH)[:1] + ([] if slice_index is None else [f"slice {slice_index}"])
+    name = Path(path).name
+    lines = textwrap.wrap(name.removesuffix(".gz").rpartition(".")[0] or name, NAME_WIDTH)[:1] + ([] if slice_index is None else [f"slice {slice_index}"])
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from decomp_jax.errors import UserError
+from decomp_jax.preparation import dicom
 
 SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, not millimetres
 MAX_TILT_DEGREES = 10.0
@@ -18,15 +19,17 @@ class Source(NamedTuple):
     """Where a volume lies.
 
     Attributes:
-        path: a NIfTI file, which messages name.
+        path: a NIfTI or DICOM file, or the folder of a DICOM series; messages name it.
         channel: place along the fourth axis of a file that may have one.
+        files: of the series, where the folder holds others, too.
     """
 
     path: Path
     channel: int | None = None
+    files: tuple[Path, ...] = ()
 
 
-def load_volume(path: Path, channel: int | None = None) -> nib.Nifti1Image:
+def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] = ()) -> nib.Nifti1Image:
     """A 3-D volume, float32, its axes ordered and flipped to right, anterior, superior; 2-D is one slice.
 
     Args: see `Source`.
@@ -34,7 +37,9 @@ def load_volume(path: Path, channel: int | None = None) -> nib.Nifti1Image:
     Raises:
         UserError: the file is damaged or is no volume with finite values and a usable affine.
     """
-    image = _parse(path)
+    if path.suffix.lower() == dicom.SUFFIX:
+        files = (path,)
+    image = dicom.read_series(path, files) if files or path.is_dir() else _parse(path)
     if channel is not None:
         channels = image.shape[3] if image.ndim == 4 else 1
         if channel >= channels:
@@ -105,6 +110,8 @@ def load_labels(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarr
     Raises:
         UserError: the file is damaged, has another grid, or has values that are no whole numbers.
     """
+    if source.path.suffix.lower() == dicom.SUFFIX:
+        return dicom.read_segments(source.path, grid)
     volume = load_volume(*source)
     check_same_grid(source.path, volume, like.path, grid)
     data = np.asarray(volume.dataobj)

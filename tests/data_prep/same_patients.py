@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import highdicom
+import highdicom.seg
 import nibabel as nib
 import numpy as np
+import pydicom
 
 AFFINE = np.array([[-1.0, 0, 0, 12], [0, -1, 0, 39], [0, 0, 2, -7], [0, 0, 0, 1]])  # axes to the left, back and top
 SHAPE = (36, 40, 5)
@@ -107,3 +110,64 @@ def write_datalist(folder: Path) -> list[str]:
     write_json(folder / "list.json", {"training": items})
     return ["volumes", "--src", str(folder / "list.json"), "--channels=t1ce=1,flair=0", "--labels=NCR=1,ED=2,ET=3",
             "--modalities=t1ce,flair"]
+
+
+def write_dicom(folder: Path) -> list[str]:
+    """Series of slices and DICOM SEG, all files in one folder, and the table that names them."""
+    lines = ["case,channel,series"]
+    for name, one in patients().items():
+        study = uid()
+        series = {kind: save_series(folder, name, study, getattr(one, kind)) for kind in ("t1ce", "flair")}
+        series["label"] = [save_segmentation(folder, series["t1ce"], one.classes)]
+        lines += [f"{name},{kind},{files[0].SeriesInstanceUID}" for kind, files in series.items()]
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    return ["volumes", "--src", str(folder), "--table", str(folder / "table.csv")]
+
+
+def uid() -> str:
+    return highdicom.UID()[:64]
+
+
+def save_series(folder: Path, patient_id: str, study: str, data: np.ndarray) -> list[pydicom.Dataset]:
+    """One file a slice, named so that their order tells nothing; stored as value + 1000, as in CT."""
+    folder.mkdir(parents=True, exist_ok=True)
+    series, frame_of_reference, files = uid(), uid(), []
+    for z in range(data.shape[2]):
+        one = pydicom.Dataset()
+        one.file_meta = pydicom.dataset.FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = uid()
+        one.PatientID, one.PatientName, one.PatientBirthDate, one.PatientSex = f"MRN-{patient_id}", "Doe^Jane", "", ""
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame_of_reference
+        one.StudyID = one.StudyDate = one.StudyTime = one.AccessionNumber = one.ReferringPhysicianName = ""
+        one.Modality, one.SeriesDescription, one.Manufacturer, one.SeriesNumber = "CT", "AX T2 FLAIR", "", 1
+        one.ImageType, one.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], data.shape[2] - z
+        one.ImagePositionPatient = [-AFFINE[0, 3], -AFFINE[1, 3], AFFINE[2, 3] + AFFINE[2, 2] * z]  # left, back, top
+        one.ImageOrientationPatient, one.PixelSpacing, one.SliceThickness = [1, 0, 0, 0, 1, 0], [1, 1], AFFINE[2, 2]
+        one.Rows, one.Columns, one.SamplesPerPixel = data.shape[1], data.shape[0], 1
+        one.BitsAllocated = one.BitsStored = 16
+        one.HighBit, one.PixelRepresentation, one.PhotometricInterpretation = 15, 0, "MONOCHROME2"
+        one.RescaleSlope, one.RescaleIntercept = "1", "-1000"
+        one.PixelData = (data[..., z].T.astype(np.int32) + 1000).astype("<u2").tobytes()
+        one.save_as(folder / f"{uid()}.dcm", enforce_file_format=True)
+        files.append(one)
+    return files
+
+
+def save_segmentation(folder: Path, images: list[pydicom.Dataset], classes: np.ndarray) -> pydicom.Dataset:
+    """Segments in an order of their own."""
+    masks = {"enhancing tumor": classes == ET, "edema": classes == ED, "Necrosis": classes == NCR}
+    code = highdicom.sr.CodedConcept("49755003", "SCT", "Morphologically abnormal structure")
+    segmentation = highdicom.seg.Segmentation(
+        source_images=images,
+        pixel_array=np.stack([mask.transpose(2, 1, 0) for mask in masks.values()], -1).astype(np.uint8),
+        segmentation_type="BINARY",
+        segment_descriptions=[
+            highdicom.seg.SegmentDescription(i, name, code, code, "MANUAL") for i, name in enumerate(masks, 1)
+        ],
+        series_instance_uid=uid(), series_number=2, sop_instance_uid=uid(), instance_number=1, manufacturer="m",
+        manufacturer_model_name="m", software_versions="1", device_serial_number="1",
+    )
+    segmentation.save_as(folder / f"{uid()}.dcm")
+    return segmentation

@@ -9,22 +9,14 @@ import pytest
 from monai.data import load_decathlon_datalist
 from monai.transforms import LoadImage, Orientation
 from tests.data_prep import same_patients
-from tests.data_prep.conftest import manifest, prepare, records, table
+from tests.data_prep.conftest import SIZE, manifest, prepare, records, table
 from tests.data_prep.same_patients import AFFINE, ED, ET, NCR, SHAPE, save, write_json
 
 from data_prep.layouts import read_layout
 from data_prep.names import lesion_names, smallest_regions
 from decomp_jax.errors import UserError
 
-SIZE = 128
 pytestmark = pytest.mark.usefixtures("in_this_process")
-
-
-@pytest.fixture(scope="module")
-def as_brats(tmp_path_factory: pytest.TempPathFactory, in_this_process: None) -> Path:
-    folder = tmp_path_factory.mktemp("brats")
-    prepare(*same_patients.write_brats(folder / "src"), "--out", folder / "out", "--size", SIZE)
-    return folder / "out"
 
 
 @pytest.mark.parametrize(
