@@ -110,7 +110,8 @@ def prepare_scan(path: Path, settings: Settings, slice_index: int, mask: Path | 
     """One slice of a new scan, float16 [S,S,C], prepared as the records with these settings were.
 
     Args:
-        path: the scan; with several modalities, any of the patient's files, named as in a BraTS release.
+        path: the scan: a NIfTI file, or the folder of a DICOM series. With several modalities, any of the patient's
+            files, named as in a BraTS release, or a folder of files, or of series' folders, named MODALITY.
         settings: of the data that a network was trained on.
         slice_index: position along the plane's axis, counted from the feet (back, left).
         mask: a mask of the brain, for a head that is not skull-stripped.
@@ -125,11 +126,23 @@ def prepare_scan(path: Path, settings: Settings, slice_index: int, mask: Path | 
     paths, match = [path], match_name(path)
     if match and match[2] not in settings.modalities:
         raise UserError(f"{path}: is {match[2]}, the model reads {', '.join(settings.modalities)}; give that file")
-    if len(settings.modalities) > 1:
+    if len(settings.modalities) > 1 and path.is_dir():
+        paths = [_file_of(path, name) for name in settings.modalities]
+    elif len(settings.modalities) > 1:
         if not match:
-            raise UserError(f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does")
+            raise UserError(
+                f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does, or give a folder "
+                f"with {settings.modalities[0]}.nii.gz and so on"
+            )
         paths = find_patients(path.parent)[match[1]].paths(settings.modalities)
     scan = load_scan([Source(path) for path in paths], settings, mask and Source(mask))
     if slice_index not in (filled := scan.filled_slices):
         raise UserError(f"{path}: slice {slice_index} shows nothing; take one from {filled[0]} to {filled[-1]}")
     return scan.image(np.asarray([slice_index]))[0]
+
+
+def _file_of(folder: Path, modality: str) -> Path:
+    for name in (f"{modality}.nii.gz", f"{modality}.nii", modality):
+        if (folder / name).exists():
+            return folder / name
+    raise UserError(f"{folder}: holds neither {modality}.nii.gz nor a folder {modality} of a DICOM series; add it")

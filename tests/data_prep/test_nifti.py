@@ -252,6 +252,13 @@ def test_a_scan_to_query_with_is_prepared_as_the_records(tmp_path):
         prepare_scan(path, settings, 0)
     with pytest.raises(UserError, match="name the files as BraTS does"):
         prepare_scan(other, settings, 3)
+    folder = tmp_path / "by name"
+    for name in settings.modalities:
+        save(folder / f"{name}.nii.gz", np.asarray(nib.load(src / f"P_{name}.nii.gz").dataobj))
+    np.testing.assert_array_equal(prepare_scan(folder, settings, 3), expected.image[2])
+    (folder / "t2.nii.gz").unlink()
+    with pytest.raises(UserError, match="by name: holds neither t2.nii.gz nor a folder t2"):
+        prepare_scan(folder, settings, 3)
     with pytest.raises(UserError, match="trained on pictures"):
         prepare_scan(path, Settings("images", 64, foreground="bright"), 3)
     assert SHAPE[2] == len(expected.image) + 1
