@@ -78,6 +78,8 @@ def _write_cases(flags: argparse.Namespace, cases: Mapping[str, Case], settings:
     """Prepares cases of any layout, with the six regions of a brain where there are label maps of them."""
     if (flags.anatomy is None) != (flags.anatomy_scheme is None):
         raise UserError("--anatomy and --anatomy_scheme go together: ids of label maps overlap; give both or none")
+    if flags.splits and flags.query_fold is not None:
+        raise UserError("--splits and --query_fold both say which patients are queries; give one of them")
     for flag, path in (("--anatomy", flags.anatomy), ("--mask", flags.mask)):
         if path and not path.exists():
             raise UserError(f"{flag} {path}: does not exist; name a folder with ID.nii.gz")

@@ -99,14 +99,14 @@ def _as_said(path: Path) -> Iterator[None]:
 
 
 def _channel_names(meta: Mapping[str, Any]) -> dict[int, str]:
-    return {int(number): name for number, name in {**meta.get("modality", {}), **meta.get("channel_names", {})}.items()}
+    return {int(number): str(name) for number, name in {**meta.get("modality", {}), **meta.get("channel_names", {})}.items()}
 
 
 def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """From {name: number or numbers}, as nnU-Net v2 has it, or {number: name}, as the others do."""
     regions: dict[str, tuple[int, ...]] = {}
     for key, value in labels.items():
-        name, values = (value, [int(key)]) if key.isdigit() else (key, value if isinstance(value, list) else [value])
+        name, values = (str(value), [key]) if key.isdigit() else (key, value if isinstance(value, list) else [value])
         regions[name] = (*regions.get(name, ()), *map(int, values))
     return regions
 

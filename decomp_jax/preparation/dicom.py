@@ -56,10 +56,10 @@ def _reading(path: Path) -> Iterator[types.ModuleType]:
 
 
 def find_series(folder: Path) -> list[Series]:
-    """All series below a folder, in the order of their first files; other files are passed over.
+    """All series below a folder, in the order of their first files; files of other kinds are passed over.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or a DICOM file is damaged.
     """
     _highdicom()
     import pydicom
@@ -67,13 +67,18 @@ def find_series(folder: Path) -> list[Series]:
     headers: dict[str, Any] = {}
     files: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
-        except (pydicom.errors.InvalidDicomError, OSError, EOFError):
-            continue
+        with _reading(path):
+            try:
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+            except pydicom.errors.InvalidDicomError:
+                if path.suffix.lower() == SUFFIX:
+                    raise
+                continue
         if uid := header.get("SeriesInstanceUID"):
             headers.setdefault(uid, header)
             files.setdefault(uid, []).append(path)
+        elif path.suffix.lower() == SUFFIX:
+            raise UserError(f"{path}: can't be read as DICOM (names no series); copy it again or remove it")
     if not files:
         raise UserError(f"{folder}: holds no DICOM series; name another folder")
     return [Series(str(uid), tuple(of_series), headers[uid]) for uid, of_series in files.items()]

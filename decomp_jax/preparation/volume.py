@@ -115,9 +115,9 @@ def load_labels(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarr
     volume = load_volume(*source)
     check_same_grid(source.path, volume, like.path, grid)
     data = np.asarray(volume.dataobj)
-    values = data.round()
+    values = data.round().astype(np.int32)
     if (fractional := np.abs(data - values) > 1e-3).any():
         raise UserError(
             f"{source.path}: has label {data[fractional][0]:g}, no whole number; resample labels with nearest neighbour"
         )
-    return values.astype(np.int32)
+    return values

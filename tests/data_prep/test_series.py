@@ -71,7 +71,7 @@ def test_the_list_names_no_patient_and_becomes_a_table(tmp_path, written, capsys
     assert len(rows) == 36 and len({row["case"] for row in rows}) == 12
     assert [row["channel"] for row in rows].count("label") == 12
     assert {row["modality"] for row in rows} == {"CT", "SEG"} and {row["files"] for row in rows} == {"5", "1"}
-    filled = printed.replace(",,", ",t1,", 1)
+    filled = printed.replace("case-0001,,", "case-0001,t1,", 1)
     (tmp_path / "table.csv").write_text(filled)
     flags = ("volumes", "--src", written[0], "--out", tmp_path / "out", "--size", 32, "--table", tmp_path / "table.csv")
     with pytest.raises(UserError, match=r"has no t1 file"):  # of the cases whose channel is not filled in
@@ -128,6 +128,13 @@ def test_series_that_are_no_volume_are_refused(scan, tmp_path):
     (tmp_path / "none" / "notes.txt").write_text("nothing")
     with pytest.raises(UserError, match="none: holds no DICOM series"):
         load_volume(tmp_path / "none")
+    (folder / "cut.dcm").write_bytes(next(folder.iterdir()).read_bytes()[:300])
+    with pytest.raises(UserError, match="cut.dcm: can't be read as DICOM"):
+        load_volume(folder)
+    (folder / "cut.dcm").write_text("nothing")
+    with pytest.raises(UserError, match="cut.dcm: can't be read as DICOM"):
+        load_volume(folder)
+    (folder / "cut.dcm").unlink()
     next(path for path in folder.iterdir() if pydicom.dcmread(path).InstanceNumber == 3).unlink()
     with pytest.raises(UserError, match="scan: can't be read as DICOM"):  # a gap
         load_volume(folder)
@@ -136,7 +143,7 @@ def test_series_that_are_no_volume_are_refused(scan, tmp_path):
 def test_segments_overlap_and_may_lie_elsewhere(scan, tmp_path):
     folder, files = scan
     one = same_patients.patient(0)
-    nested = [one.classes > 0, np.isin(one.classes, (NCR, ET)), one.classes == ET]
+    nested = [one.classes == ET, np.isin(one.classes, (NCR, ET)), one.classes > 0]
     code = highdicom.sr.CodedConcept("49755003", "SCT", "Morphologically abnormal structure")
 
     def save(masks: list[np.ndarray], images: list[pydicom.Dataset], name: str) -> Path:
@@ -151,7 +158,7 @@ def test_segments_overlap_and_may_lie_elsewhere(scan, tmp_path):
 
     path, grid = save(nested, files, "seg.dcm"), load_volume(folder)
     values = load_labels(Source(path), Source(folder), grid)
-    np.testing.assert_array_equal(values, np.array([0, 2, 1, 3])[one.classes][::-1, ::-1])
+    np.testing.assert_array_equal(values, np.array([0, 2, 3, 1])[one.classes][::-1, ::-1])
     assert dicom.segment_names(path) == {"part 1": (1, 3), "part 0": (2,)} and ED == 2
     shifted = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
     for image in shifted:

@@ -242,6 +242,9 @@ def test_names_of_gliomas_and_of_others():
     (["--labels=a=1+2,b=2+3"], "both hold 2"),
     (["--channels=t1=0,T1w=1"], "channels 0 and 1 are both t1"),
     (["--anatomy=x", "--anatomy_scheme=six"], "--anatomy x: does not exist"),
+    (["--mask=x"], "--mask x: does not exist"),
+    (["--splits=x.csv", "--query_fold=0"], "--splits and --query_fold both say"),
+    (["--anatomy=.", "--anatomy_scheme=six", "--anatomy_labels=tumor core"], "give one of the two"),
 ])
 def test_unknown_names_are_refused(tmp_path, nnunet, flags, reason):
     with pytest.raises(UserError, match=reason):
