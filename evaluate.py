@@ -68,12 +68,16 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("query", help="search with a scan, a drawn lesion, examples, or a whole patient")
     command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
     command.add_argument("--bank", type=Path, required=True, help="the images searched")
-    command.add_argument("--image", type=Path, help="NIfTI scan or picture")
+    command.add_argument("--image", type=Path,
+                         help="NIfTI scan or folder of a DICOM series, with --slice, or picture (PNG, JPEG, DICOM, ...)")
     command.add_argument("--slice", type=int, dest="slice_index",
-                         help="axial slice of the scan, and of drawings that are volumes, from the feet up")
+                         help="slice of the scan, and of drawings that are volumes, from the feet up (coronal: from the "
+                              "back, sagittal: from the left)")
+    command.add_argument("--mask", type=Path, help="mask of the brain, if the scan is of a whole head")
     command.add_argument("--lesion_from", type=Path,
                          help="scan or picture whose lesion is searched with the anatomy of --image")
-    command.add_argument("--lesion_slice", type=int, help="axial slice of --lesion_from")
+    command.add_argument("--lesion_slice", type=int, help="slice of --lesion_from")
+    command.add_argument("--lesion_mask", type=Path, help="mask of the brain of --lesion_from")
     command.add_argument("--sketch", type=Path, metavar="FILE",
                          help="label map of a lesion, searched in place of the image's (PNG, .npy, NIfTI; any size)")
     command.add_argument("--region", type=Path, metavar="FILE", help="mask of the part of the image that counts")

@@ -30,9 +30,11 @@ class Question:
     """What is asked, as the flags of the same names say.
 
     Attributes:
-        image: a NIfTI volume, with `slice_index` unless all of it is asked with, or a picture.
-        slice_index: axial slice of `image`, and of a sketch or a region that is a volume.
-        lesion_from: another image, with `lesion_slice`, whose lesion is looked for in place of the first one's.
+        image: a volume, with `slice_index` unless all of it is asked with, and a `mask` of the brain where the skull is
+            not stripped; or a picture.
+        slice_index: slice of `image`, and of a sketch or a region that is a volume.
+        lesion_from: another image, with `lesion_slice` and `lesion_mask`, whose lesion is looked for in place of the
+            first one's.
         sketch: label map of the network's lesion classes, looked for in place of the image's lesion.
         region: mask of the part of the image that counts.
         weight: share of the lesion in a search by both codes; 0.5 is their plain sum.
@@ -45,8 +47,10 @@ class Question:
 
     image: Path | None = None
     slice_index: int | None = None
+    mask: Path | None = None
     lesion_from: Path | None = None
     lesion_slice: int | None = None
+    lesion_mask: Path | None = None
     sketch: Path | None = None
     region: Path | None = None
     weight: float | None = None
@@ -71,8 +75,9 @@ class Question:
         require(self.lesion_from is None or self.by == "both",
                 "--lesion_from: searches for the anatomy of one image with the lesion of another; use --by=both, not "
                 f"--by={self.by}")
-        require(self.lesion_slice is None or self.lesion_from is not None,
-                "--lesion_slice: names a slice of --lesion_from; give that, too (it may be the same scan)")
+        require(self.lesion_slice is None and self.lesion_mask is None or self.lesion_from is not None,
+                "--lesion_slice, --lesion_mask: are of --lesion_from; give that, too (it may be the same scan)")
+        require(self.mask is None or self.image is not None, "--mask: is of --image; give that, too")
         require(self.sketch is None or self.by != "normal",
                 "--sketch: is a lesion, which --by=normal leaves out; use --by=abnormal, or --by=both with --image")
         require(self.sketch is None or self.lesion_from is None,
@@ -155,12 +160,13 @@ def _query(path: str, points: Shaped[np.ndarray, "q h w ..."]) -> Queries:
 
 def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> Asked:
     """A question about slices, its files read. Raises UserError if one can't be used."""
-    sources = [(question.image, question.slice_index), (question.lesion_from, question.lesion_slice)]
+    sources = [(question.image, question.slice_index, question.mask),
+               (question.lesion_from, question.lesion_slice, question.lesion_mask)]
     sources = [source for source in sources if source[0] is not None]
     sketch, region = _read_drawings(question, decomposer)
     images, lesions, points = None, None, {}
     if sources:
-        images = np.stack([_prepare(path, index, decomposer) for path, index in sources])
+        images = np.stack([_prepare(*source, decomposer) for source in sources])
         output = decomposer.decompose(images)
         lesions = output.segmentation.argmax(-1).astype(np.uint8)
         points = {"normal": output.z_e_normal[:1], "abnormal": output.z_e_abnormal[-1:]}
@@ -171,17 +177,17 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
     two_places = len(sources) > 1 or bool(sources) and sketch is not None
     return Asked(
         _queries(question, decomposer, bank, quantised if question.codes else points, region), images, lesions,
-        names=[fitting(Path(path).name) + ("" if index is None else f"\nslice {index}") for path, index in sources],
+        names=[fitting(Path(path).name) + ("" if index is None else f"\nslice {index}") for path, index, _ in sources],
         sketch=sketch, region=region, painted=decomposer.paint(*quantised.values())[0] if two_places else None,
     )
 
 
 def read_scan(question: Question, decomposer: Decomposer, bank: CodeBank) -> Asked:
     """A question about patients, with all slices of a scan. Raises UserError if a file can't be used."""
-    scan = open_scan(Path(question.image), decomposer.settings)
+    scan = open_scan(Path(question.image), decomposer.settings, question.mask and Path(question.mask))
     _, region = _read_drawings(question, decomposer)
-    slices = scan.slices_with_brain
-    images = scan.image(slices, decomposer.settings.size)
+    slices = scan.filled_slices
+    images = scan.image(slices)
     batches = [decomposer.decompose(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     lesions = np.concatenate([output.segmentation.argmax(-1).astype(np.uint8) for output in batches])
     points = {path: np.concatenate([getattr(output, f"z_e_{path}") for output in batches]) for path in PATHS}
@@ -222,10 +228,14 @@ def _quantised(decomposer: Decomposer, points: Mapping[str, np.ndarray]) -> dict
     return {path: getattr(indices, f"{path}_indices") for path in PATHS if path in points}
 
 
-def _prepare(path: Path, slice_index: int | None, decomposer: Decomposer) -> Float[np.ndarray, "s s c"]:
-    if slice_index is None:
-        return prepare_picture(Path(path), decomposer.settings)
-    return prepare_scan(Path(path), decomposer.settings, slice_index)
+def _prepare(
+    path: Path, slice_index: int | None, mask: Path | None, decomposer: Decomposer
+) -> Float[np.ndarray, "s s c"]:
+    if slice_index is not None:
+        return prepare_scan(Path(path), decomposer.settings, slice_index, mask and Path(mask))
+    if mask is not None:
+        raise UserError(f"{mask}: is of a volume; name the slice of {path}, too")
+    return prepare_picture(Path(path), decomposer.settings)
 
 
 @contextlib.contextmanager

@@ -217,6 +217,7 @@ def test_a_whole_scan_finds_its_patient(archive: Archive, row: int, ask, tmp_pat
     ({"like": (0,), "weight": 0.5, "by": "normal"}, "--weight: shares out a search by both codes"),
     ({"like": (0,), "lesion_from": "scan.nii.gz"}, "--lesion_from: needs an anatomy to go with"),
     ({"image": "scan.nii.gz", "sketch": "lesion.png", "lesion_from": "scan.nii.gz"}, "both give the lesion"),
+    ({"like": (0,), "mask": "empty.png"}, "--mask: is of --image; give that, too"),
     ({"like": (0,), "within_mm": 5.0}, "--within_mm: is of --level=patient"),
     ({"level": "patient"}, "--level=patient: asks with a whole scan; give --image$"),
     ({"level": "patient", "image": "scan.nii.gz", "slice_index": 2}, "asks with all of --image; leave out --slice$"),
