@@ -1,10 +1,11 @@
-"""Uses a trained network: encode images, search codes, query with a new scan, report, export.
+"""Uses a trained network: encode images, search codes, query with a new scan, report, export, adapt.
 
     python evaluate.py encode --workdir=RUN --data=DATA --split=reference --out=BANK
     python evaluate.py search --bank=BANK --queries=BANK2 --by=both --k=10 --out=hits.csv
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
     python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
+    python evaluate.py adapt  --workdir=MODEL --data=DATA --out=MODEL2
     python evaluate.py compare --runs RUN1 RUN2 RUN3 --data=DATA --out=DIR
 
 RUN may be an exported MODEL everywhere. SIGTERM stops any command with exit code 143; what it had half written is
@@ -30,7 +31,7 @@ CONTENTS = {"data": "manifest.json", "bank": "bank.json", "queries": "bank.json"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_encode, _add_search, _add_query, _add_report, _add_compare, _add_export):
+    for add in (_add_encode, _add_search, _add_query, _add_report, _add_compare, _add_export, _add_adapt):
         processes.add_flags(add(commands))
     return parser.parse_args()
 
@@ -107,6 +108,18 @@ def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     return command
 
 
+def _add_adapt(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("adapt", help="make a network ready for images of another origin, without labels")
+    command.add_argument("--workdir", type=Path, required=True, help="a run or an exported network")
+    command.add_argument("--data", type=Path, required=True, help="a data set of the images to come; no label is read")
+    command.add_argument("--split", choices=SPLITS, action="append", dest="splits",
+                         help="take images of this split alone; may be repeated (default: all)")
+    command.add_argument("--images", type=_positive, default=2048, help="about so many (default: %(default)s)")
+    command.add_argument("--out", type=Path, required=True,
+                         help="directory to be made; stands for a run wherever one is read")
+    return command
+
+
 def _named_file(text: str) -> tuple[str, Path]:
     name, _, file = text.partition("=")
     if not name or not file.endswith(".npy"):
@@ -177,6 +190,10 @@ def main() -> None:
         from decomp_jax.inference.export import export_run
 
         export_run(**args)
+    elif command == "adapt":
+        from decomp_jax.inference.adapt import adapt
+
+        adapt(**args)
     processes.gather("")  # until process 0 has written all
 
 

@@ -17,6 +17,7 @@ from decomp_jax.mesh import data_mesh, replicated, split_over, to_host
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.models.vq import lookup
 from decomp_jax.training.checkpoint import digest, restore_for_inference
+from decomp_jax.types import Latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Decomposer:
         model_digest: sha256 of the parameters and running statistics.
         data_digest: the training data's.
         step: training step of the checkpoint.
+        model: the network.
         normal_codebook, abnormal_codebook: float32 [K,D].
     """
 
@@ -65,17 +67,18 @@ class Decomposer:
         self.model_digest = digest(variables)
         self._mesh = data_mesh()
         self._variables = jax.device_put(variables, replicated(self._mesh))
-        self._model = DecompositionNet(
+        self.model = DecompositionNet(
             config.model,
             size=settings.size,
             channels=len(settings.modalities),
             lesion_classes=len(settings.lesion_classes),
         )
-        codebooks = self._model.apply(self._variables, method="codebooks")
+        codebooks = self.model.apply(self._variables, method="codebooks")
         self.normal_codebook, self.abnormal_codebook = (np.asarray(codebook) for codebook in codebooks)
         self._encode = jax.jit(self._encode_images)
         self._decompose = jax.jit(self._decompose_images)
         self._paint = jax.jit(self._paint_codes)
+        self._quantize = jax.jit(self._quantize_latents)
 
     @classmethod
     def restore(cls, workdir: str | Path) -> Self:
@@ -108,7 +111,7 @@ class Decomposer:
     @property
     def grid(self) -> int:
         """Side of the code grid."""
-        return self._model.grid
+        return self.model.grid
 
     def encode(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> CodeIndices:
         """Codes by the encoder alone; global arrays of a global batch, NumPy arrays of one that every process holds."""
@@ -117,6 +120,12 @@ class Decomposer:
     def decompose(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> Decomposition:
         """Codes, latents, segmentation and both paintings; global arrays of a global batch, as `encode`."""
         return Decomposition(**self._on_devices(self._decompose, images))
+
+    def quantize(
+        self, z_e_normal: Float[np.ndarray, "b h w d"], z_e_abnormal: Float[np.ndarray, "b h w d"]
+    ) -> CodeIndices:
+        """Codes of latents, of an image or of a sketch."""
+        return CodeIndices(*self._on_devices(self._quantize, z_e_normal, z_e_abnormal))
 
     def paint(
         self, normal_indices: Integer[np.ndarray, "b h w"], abnormal_indices: Integer[np.ndarray, "b h w"]
@@ -137,12 +146,15 @@ class Decomposer:
         return jax.tree.map(lambda x: x[:valid], to_host(function(self._variables, *placed)))
 
     def _encode_images(self, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        latents = self._model.apply(variables, images.astype(jnp.float32), train=False, method="encode")
-        codes = self._model.apply(variables, latents, method="quantize")
+        latents = self.model.apply(variables, images.astype(jnp.float32), train=False, method="encode")
+        return self._quantize_latents(variables, latents.normal, latents.abnormal)
+
+    def _quantize_latents(self, variables: dict, normal: jax.Array, abnormal: jax.Array) -> tuple[jax.Array, jax.Array]:
+        codes = self.model.apply(variables, Latents(normal, abnormal), method="quantize")
         return codes.normal_indices, codes.abnormal_indices
 
     def _decompose_images(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-        outputs = self._model.apply(variables, images.astype(jnp.float32), quantised=1.0, train=False)
+        outputs = self.model.apply(variables, images.astype(jnp.float32), quantised=1.0, train=False)
         z_e, codes = outputs.latents.abnormal, outputs.codes
         if self.config.model.nothing_threshold:
             abnormality = jnp.sum(z_e**2, -1).max((1, 2))
@@ -162,5 +174,5 @@ class Decomposer:
     def _paint_codes(self, variables: dict, normal_indices: jax.Array, abnormal_indices: jax.Array) -> jax.Array:
         normal = lookup(normal_indices, jnp.asarray(self.normal_codebook))
         abnormal = lookup(abnormal_indices, jnp.asarray(self.abnormal_codebook))
-        seg_logits = self._model.apply(variables, abnormal, train=False, method="segment")
-        return self._model.apply(variables, normal, seg_logits, train=False, method="render")
+        seg_logits = self.model.apply(variables, abnormal, train=False, method="segment")
+        return self.model.apply(variables, normal, seg_logits, train=False, method="render")

@@ -52,7 +52,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def model_card(name: str, meta: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """Markdown: what the network reads and says, how it was made, what was measured, what it is not for."""
+def model_card(name: str, meta: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+    """Markdown: what the network reads and says, how it was made, what was measured (if it was), what it is not for."""
     start = Path(meta["config"]["train"]["init_from"]).name
     return render("decomp_jax.inference", "model_card.md.jinja", name=name, meta=meta, metrics=metrics, start=start)

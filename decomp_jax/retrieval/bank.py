@@ -26,7 +26,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.files import making
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
-from decomp_jax.retrieval.queries import PATHS, Queries, codes, is_sparse
+from decomp_jax.retrieval.queries import PATHS, Queries, codes, contributions, is_sparse
 from decomp_jax.retrieval.search import Hits, Index, make_index, search
 
 FORMAT_VERSION = 1
@@ -227,6 +227,20 @@ class CodeBank:
         indices = {path: self._patient_index(path) for path in queries.paths}
         return search_patients(indices, self.codebooks, queries, heights=heights, within_mm={**WITHIN_MM, **within_mm},
                                k=k, exclude=exclude)
+
+    def contributions(
+        self, queries: Queries, rows: Int[np.ndarray, "q k"]
+    ) -> Float64[np.ndarray, "q k h w"]:
+        """What each cell of each hit adds to its distance, as `search` reports it; 0 where a row is -1, no hit.
+
+        Raises UserError if the queries don't fit, or a row is not the bank's.
+        """
+        queries.check(self.grid, self.codebooks)
+        rows = np.asarray(rows)
+        if rows.ndim != 2 or len(rows) != len(queries) or rows.size and not -1 <= rows.min() <= rows.max() < len(self):
+            raise UserError(f"rows: needs rows [{len(queries)},k] of the bank's {len(self)}, not {list(rows.shape)}")
+        codes = {path: getattr(self, f"{path}_indices")[rows] for path in queries.paths}
+        return contributions(queries, codes, self.codebooks) * (rows >= 0)[..., None, None]
 
     def _patient_index(self, path: str) -> PatientIndex:
         if path not in self.cache:

@@ -17,6 +17,9 @@ is below the smallest bound among the groups not looked at.
 Codes of a path in which most cells hold "nothing" (code 0) are sparse: a code is the list of its other cells, and its
 distance is the one of nothing plus sum over these of (L[x_p, p] - L[0, p]). Codes with lists of one length stand
 together, in a bucket.
+
+Looking up entries is what CPUs are good at. Accelerators get the same sums as products of matrices of small integers,
+where all codes are dense.
 """
 
 import functools
@@ -36,8 +39,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Int64, Shaped, UInt8, UInt
 GROUP = 32
 # Codes that the scan of a batch holds at a time; buckets of a shard are padded to whole blocks.
 BLOCK = 512
-# The same on accelerators, which small blocks would leave idle.
-LARGE_BLOCK = 1 << 16
+# Such blocks that an accelerator holds at a time.
+BLOCKS = 16
 # Distance of a code that the query may not find.
 NO_DISTANCE = np.iinfo(np.int64).max
 # In place of a patient: nobody has the code (padding), or is excluded; several patients have it.
@@ -235,12 +238,41 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     """Smallest bound, in steps, of each group of GROUP neighbouring codes.
 
     A batch is scanned block by block, so that bounds [n,Q] are never held at once.
-
-    XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So each turn there
-    adds up one block while it reduces the one before: a loop's carry is never fused.
     """
-    queries, middle = len(lines), zero(buckets.dense + buckets.sparse)
-    luts = _split(lower[lines[0] if queries == 1 else lines].T, buckets)
+    if jax.default_backend() != "cpu":
+        return _minima_by_products(codes.dense, lower[lines])
+    return _minima_by_look_ups(codes, lower[lines[0] if len(lines) == 1 else lines], buckets)
+
+
+def _minima_by_products(codes: UInt16[Array, "n p"], lower: UInt8[Array, "q p k"]) -> Int[Array, "q g"]:
+    """Of dense codes: a cell's codes as rows of an identity matrix, times the cell's entries."""
+    middle = 128  # entries less this are int8
+    tables = (lower.astype(jnp.int16) - middle).astype(jnp.int8).transpose(1, 2, 0)
+    every = jnp.arange(tables.shape[1], dtype=codes.dtype)
+
+    def add(sums: Array, cell: tuple[Array, Array]) -> tuple[Array, None]:
+        code, table = cell
+        one_hot = (code[:, None] == every).astype(jnp.int8)
+        return sums + lax.dot(one_hot, table, preferred_element_type=jnp.int32), None
+
+    def minima(block: Array) -> Array:
+        zeros = jnp.zeros((len(block), len(lower)), jnp.int32)
+        sums, _ = lax.scan(add, zeros, (block.T, tables))
+        return sums.reshape(-1, GROUP, len(lower)).min(1)
+
+    blocks = codes.reshape(-1, BLOCK, codes.shape[1])
+    return (lax.map(minima, blocks, batch_size=BLOCKS).reshape(-1, len(lower)).T + middle * len(tables)).astype(jnp.int16)
+
+
+def _minima_by_look_ups(codes: DistinctCodes, lower: Array, buckets: Buckets) -> Int[Array, "q g"]:
+    """XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So each turn adds
+    up one block while it reduces the one before: a loop's carry is never fused.
+
+    Args:
+        lower: uint8 [Q,p,k], or [p,k] of one query.
+    """
+    queries, middle = len(lower) if lower.ndim == 3 else 1, zero(buckets.dense + buckets.sparse)
+    luts = _split(lower.T, buckets)
     count, length = np.array(buckets.sizes).T
     zeros = jnp.asarray(np.repeat(length * middle, count // GROUP), jnp.int16)  # of the sparse keys
 
@@ -250,8 +282,6 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     if queries == 1:
         sums = add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
         return reduce(sums).T - zeros
-    if jax.default_backend() != "cpu":
-        return _minima_of_large_blocks(codes, luts, buckets).T - zeros
 
     def add_up_keys(block: Array, begin: int, first: int, length: int) -> Array:
         start = begin + (block - first // BLOCK) * (BLOCK * length)
@@ -274,20 +304,6 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     first = jnp.zeros((BLOCK, queries), jnp.int16)
     last, minima = lax.scan(turn, first, (dense, jnp.asarray(numbers), jnp.asarray(bucket)))
     return jnp.concatenate([minima.reshape(-1, queries), reduce(last)])[BLOCK // GROUP:].T - zeros
-
-
-def _minima_of_large_blocks(codes: DistinctCodes, luts: "Luts", buckets: Buckets) -> Int[Array, "g q"]:
-    def minima(group: tuple[Array, Array]) -> Array:
-        dense, keys = group
-        return (add_up(dense, luts.dense) + _add_up_keys(keys, luts.sparse)).min(0)
-
-    pieces = []
-    for (count, length), first, begin in zip(buckets.sizes, buckets.firsts, buckets.begins):
-        dense, keys = codes.dense[first:first + count], codes.keys[begin:begin + count * length]
-        groups = tuple(part.reshape(count // GROUP, GROUP, width)
-                       for part, width in ((dense, buckets.dense), (keys, length)))
-        pieces.append(lax.map(minima, groups, batch_size=LARGE_BLOCK // GROUP))
-    return jnp.concatenate(pieces)
 
 
 class Luts(NamedTuple):
@@ -313,10 +329,12 @@ def _keys(keys: Shaped[Array, "_"], at: Int[Array, "n"], buckets: Buckets) -> Sh
 
 
 def add_up(codes: UInt16[Array, "n p"], luts: Shaped[Array, "k p *q"]) -> Array | int:
-    """Sums over positions of luts[codes[:,p],p], 0 without any. Unrolled: one pass over the codes.
+    """Sums over positions of luts[codes[:,p],p], 0 without any. Unrolled on CPUs: one pass over the codes.
 
     A code's entries for all positions lie together: in few pages of memory, and in different lines of the cache.
     """
+    if jax.default_backend() != "cpu":
+        return luts[codes, np.arange(codes.shape[1])].sum(1)
     return _sum([luts.at[codes[:, p], p] for p in range(codes.shape[1])], luts)
 
 

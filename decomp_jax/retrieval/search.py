@@ -75,7 +75,7 @@ class Index:
     @property
     def sparse(self) -> tuple[bool, ...]:
         """Whether the codes of each path are sparse."""
-        return tuple(is_sparse(path, codebook) for path, codebook in self.codebooks.items())
+        return tuple(_scanned_sparse(path, codebook) for path, codebook in self.codebooks.items())
 
     @functools.cached_property
     def code_tables(self) -> Quantised:
@@ -120,7 +120,7 @@ def make_index(
     names, patients = _number_patients(ids[start:stop])
     read_own = functools.partial(read, slice(start, stop))
     cells = read_own(slice(0)).shape[1] // len(codebooks)
-    sparse = [len(codebook) for path, codebook in codebooks.items() if is_sparse(path, codebook)]
+    sparse = [len(codebook) for path, codebook in codebooks.items() if _scanned_sparse(path, codebook)]
     kind = np.min_scalar_type(max([2**16, *(size * cells for size in sparse)]) - 1)
     layout = make_layout(read_own, patients, mesh.local_mesh, sparse=len(sparse) * cells, kind=kind)
     return Index(layout, codebooks, ids, start, names, np.bincount(patients).max(initial=0), mesh)
@@ -294,6 +294,11 @@ def own_tables(
     own = jax.lax.map(one, examples)
     exact, lower = (part.reshape(-1, part.shape[2]) for part in own[:2])
     return own._replace(exact=exact, lower=lower)
+
+
+def _scanned_sparse(path: str, codebook: np.ndarray) -> bool:
+    """Whether a path's codes are lists of few cells: CPUs look these up, the matrix units of accelerators can't."""
+    return is_sparse(path, codebook) and jax.default_backend() == "cpu"
 
 
 def _are_codes(queries: Queries) -> bool:

@@ -1,13 +1,14 @@
 """Statistics of batch normalisation for images as they are."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
@@ -31,11 +32,21 @@ def with_population_statistics(
         return state
     labelled = np.random.default_rng(0).permutation(np.flatnonzero(dataset.rows["labelled"]))
     rows = labelled[: max(min(images, len(labelled)) // batch_size, 1) * batch_size]
-    statistics = []
-    for batch, _ in split_batches(dataset, ("image",), mesh, batch_size=batch_size, rows=rows):
-        check()
-        statistics.append(_batch_statistics(state.params, state.batch_stats, batch["image"], model=model))
-    return state.replace(batch_stats=jax.tree.map(lambda *values: sum(values) / len(values), *statistics))
+
+    def batches() -> Iterator[jax.Array]:
+        for batch, _ in split_batches(dataset, ("image",), mesh, batch_size=batch_size, rows=rows):
+            check()
+            yield batch["image"]
+
+    return state.replace(batch_stats=population_statistics(state.params, state.batch_stats, batches(), model=model))
+
+
+def population_statistics(
+    params: Any, batch_stats: Any, batches: Iterable[Float[jax.Array, "b s s c"]], *, model: DecompositionNet
+) -> Any:
+    """The statistics of batches of images, as the mean over batches; of the structure of `batch_stats`."""
+    statistics = [_batch_statistics(params, batch_stats, image, model=model) for image in batches]
+    return jax.tree.map(lambda *values: sum(values) / len(values), *statistics)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -10,7 +10,7 @@ NONE = {"mean": 0.25, "low": None, "high": None}
 SOME = {"mean": 0.5, "low": 0.4, "high": 0.6}
 
 
-def card(name: str = "model", **changes: Any) -> str:
+def card(name: str = "model", *, measured: bool = True, **changes: Any) -> str:
     settings = Settings("phantom", 64, lesion_classes=("NCR", "<script>"))
     counts = {"patients": 12, "slices": 1234, "with a lesion": 600}
     data = {"patients": 20, "slices": 2000, "splits": {"train": counts}, "source": {"seed": 3}}
@@ -24,7 +24,7 @@ def card(name: str = "model", **changes: Any) -> str:
         "protocol": {"queries": counts, "references": counts}, "provenance": {"data_digest": "d" * 64},
         "retrieval": dict.fromkeys(methods, dice), "abnormality": {}, "counterfactual": {},
     }
-    return model_card(name, meta | changes, metrics)
+    return model_card(name, meta | changes, metrics if measured else None)
 
 
 def test_numbers_have_their_intervals_or_say_why_not() -> None:
@@ -46,3 +46,10 @@ def test_a_run_that_started_from_another_says_so() -> None:
 
 def test_names_are_text() -> None:
     assert "<script" not in card("<script>")
+
+
+def test_an_adapted_network_says_to_what_and_that_it_was_not_measured() -> None:
+    adapted = {"slices": 1_280, "patients": 9, "splits": ["train", "query"], "data_digest": "a" * 64}
+    text = card(measured=False, adapted_to=adapted)
+    assert f"1,280 slices of\n  9 patients (train, query; digest `{'a' * 16}`)" in text
+    assert "\n\n## What was measured\n\nNothing yet" in text and "Dice@5" not in text
