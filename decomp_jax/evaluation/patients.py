@@ -13,18 +13,18 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Float, Integer, UInt8
 
-from decomp_jax.evaluation.rankers import Search, code_queries, latent_queries, squared_distances
+from decomp_jax.evaluation.rankers import Search, latent_queries, squared_distances
 from decomp_jax.evaluation.scores import NamedScores, Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Summary, Table
 from decomp_jax.preparation.field import FIELD_MM
 from decomp_jax.retrieval import relevance
+from decomp_jax.retrieval.bank import WITHIN_MM
 from decomp_jax.retrieval.statistics import Bootstrap
 
 TOP = (1, 5, 10)
 VOTES = 50  # hits of each query slice that vote for their patients
 PATHS = {"normal": ("normal",), "abnormal": ("abnormal",), "both": ("normal", "abnormal")}
-HERE_MM = 10.0  # lesions no further apart in height are in the same place
 # A plane of the common space takes the nearest slice, no further than this part of the slices' spacing: half, and what
 # spacings differ by.
 NEAR = 0.6
@@ -176,13 +176,13 @@ class PatientSearch:
         seen = self.search.query.predicted_area > 0
         return [rows[seen[rows]] if seen[rows].any() else rows for rows in self.query.rows]
 
-    def nearest_patients(self, target: str, within_mm: float | None = None, codes: bool = False
-                         ) -> tuple[Distances, Distances]:
+    def nearest_patients(
+        self, target: str, within_mm: float = WITHIN_MM["abnormal"]
+    ) -> tuple[Distances, Distances]:
         """Exact distances of the nearest patients, infinite of all others; and how far apart matched slices are, mm."""
-        if (target, within_mm, codes) not in self.cache:
+        if (target, within_mm) not in self.cache:
             bank, ids = self.search.reference.bank, self.reference.ids
-            ask = (code_queries if codes else latent_queries)(*PATHS[target])
-            within = {} if within_mm is None else {"abnormal": within_mm}
+            ask, within = latent_queries(*PATHS[target]), {"abnormal": within_mm}
             distances, apart = np.full((2, *self.excluded.shape), np.inf)
             for i, rows in enumerate(self.query.rows):
                 heights = self.query.heights[rows]
@@ -198,8 +198,8 @@ class PatientSearch:
                 apart[i, places] = np.where(
                     counted.any(1), (gaps * counted).sum(1) / np.maximum(counted.sum(1), 1), np.nan
                 )
-            self.cache[target, within_mm, codes] = distances, apart
-        return self.cache[target, within_mm, codes]
+            self.cache[target, within_mm] = distances, apart
+        return self.cache[target, within_mm]
 
     def slice_hits(self, target: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Of each query patient the hits of its asking slices: their patients [s,v] and distances."""
@@ -249,6 +249,11 @@ def by_tally(tally: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Builder:
         return -sums
 
     return build
+
+
+def _farthest(distance: Float[np.ndarray, "s v"]) -> Float[np.ndarray, "s 1"]:
+    """The largest distance of each line that is of a hit, not 0."""
+    return np.where(np.isinf(distance), 0, distance).max(1, keepdims=True).clip(1e-9)
 
 
 def by_nearest_slice(patients: PatientSearch, target: str) -> Distances:
@@ -316,17 +321,14 @@ WHOLE, POOLED, TRUTH = "All slices matched", "Pooled, counted, or without codes"
 METHODS = {
     "patient": Method(
         "patient distance", WHOLE,
-        "Each slice matched with the nearest slice of the other patient, anatomy within 5 mm of height, lesions "
-        "anywhere and weighed by the cells that hold something; both ways; the query's slices are not quantised.",
+        f"Each slice matched with the nearest of the other patient's, anatomy within {WITHIN_MM['normal']:g} mm of "
+        f"height, lesions within {WITHIN_MM['abnormal']:g} mm, both ways, relative to what the lesions are from none; "
+        "the query's slices are not quantised.",
         lambda patients, target: patients.nearest_patients(target)[0],
     ),
-    "patient_here": Method(
-        "patient distance, lesion at its height", WHOLE, f"The same, lesions within {HERE_MM:g} mm of height.",
-        lambda patients, target: None if target == "normal" else patients.nearest_patients(target, HERE_MM)[0],
-    ),
-    "patient_codes": Method(
-        "patient distance, code to code", WHOLE, "The first, the query's slices quantised as well.",
-        lambda patients, target: patients.nearest_patients(target, codes=True)[0],
+    "patient_anywhere": Method(
+        "patient distance, lesion at any height", WHOLE, "The same, lesions matched whatever their heights.",
+        lambda patients, target: None if target == "normal" else patients.nearest_patients(target, np.inf)[0],
     ),
     "votes": Method(
         "votes of slices", POOLED, f"How many of the {VOTES} nearest slices of each query slice are the patient's.",
@@ -335,7 +337,7 @@ METHODS = {
     "sum": Method(
         "sum of slice scores", POOLED,
         "The same, a vote counting 1 for distance 0, down to 0 for the last of these slices.",
-        by_tally(lambda distance: 1 - distance / np.maximum(distance.max(1, keepdims=True), 1e-9)),
+        by_tally(lambda distance: 1 - distance / _farthest(distance)),
     ),
     "maximum": Method("best slice score", POOLED, "The least distance of two slices.", by_nearest_slice),
     "pooled": Method(

@@ -56,9 +56,9 @@ def write_report(
     _require_patients(datasets, data)
     vectors = read_features(features, datasets)
     sets = [SliceSet.encode(decomposer, dataset, name, vectors[name]) for name, dataset in datasets.items()]
-    search = Search(sets[0], sets[-1], settings)
+    search = Search(sets[0], sets[-1], settings, decomposer=decomposer)
     with mpl.rc_context(STYLE):
-        metrics, drawn = measure(decomposer, search)
+        metrics, drawn = measure(search)
         metrics["protocol"]["reference split"] = reference
         drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))
         if jax.process_index() == 0:
@@ -88,9 +88,9 @@ def _write(
         write_page(file, plain, files, config, search.methods, patients.methods(search))
 
 
-def measure(decomposer: Decomposer, search: Search) -> tuple[Table, dict[str, Figure]]:
+def measure(search: Search) -> tuple[Table, dict[str, Figure]]:
     """All tables and figures of the report but the training curves."""
-    query, reference, settings = search.query, search.reference, search.settings
+    query, reference, settings, decomposer = search.query, search.reference, search.settings, search.decomposer
     slice_scores = scores.score(search, rankers(search))
     bootstrap = Bootstrap.draw(query.rows["patient_id"], seed=search.seed)
     summary = tables.Summary.average(slice_scores, bootstrap)
