@@ -120,11 +120,11 @@ def test_asymmetric_queries_and_drawn_lesions_find_at_least_as_much(written: tup
 
 
 def test_features_of_others_are_in_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors that are the true labels rank as their overlap does; slices without a label have vectors, too."""
+    """Root shares of the true lesion rank as its overlap does; slices without a label have vectors, too."""
     splits = {split: Heads(3, 4, seed=i, prefix=split[0]) for i, split in enumerate(("query", "reference"))}
     splits["reference"].rows["labelled"][:2] = False
     labels = np.concatenate([heads.fields["label"] for heads in splits.values()]).reshape(24, -1) > 0
-    np.save(tmp_path / "truth.npy", labels.astype(np.float16))
+    np.save(tmp_path / "truth.npy", labels / np.sqrt(labels.sum(1, keepdims=True).clip(1)))
     source = {"data_digest": splits["query"].digest, "splits": ["query", "reference"]}
     (tmp_path / "truth.json").write_text(json.dumps(source))
     metrics = write(tmp_path, monkeypatch, splits, features=[("<truth>", tmp_path / "truth.npy")])
