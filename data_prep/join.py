@@ -44,7 +44,7 @@ def join_parts(out: Path, folders: Sequence[Path]) -> None:
         write_manifest(
             folder,
             Settings.from_json(first["settings"]),
-            first["record"],
+            _layout(parts[0]),
             splits,
             {},
             parts=[
@@ -84,6 +84,15 @@ def _require_alike(first: Part, part: Part) -> None:
     for name, value in vars(ours).items():
         if name != "source" and (other := getattr(theirs, name)) != value:
             raise UserError(f"{part.folder}: prepared with {name}={other}, but {first.folder} with {value}; prepare alike")
+
+
+    if _layout(part) != _layout(first):
+        raise UserError(f"{part.folder}: its records are laid out otherwise than those of {first.folder}; prepare it again")
+
+
+def _layout(part: Part) -> dict[str, Any]:
+    """What records of all parts have in common."""
+    return {name: part.manifest["record"][name] for name in ("bytes", "offsets")}
 
 
 def _require_distinct(parts: Sequence[Part], rows: Sequence[dict[str, np.ndarray]]) -> None:
