@@ -1,4 +1,4 @@
-"""`python -m data_prep phantom|brats|volumes|images|join`: makes a data set of TFRecords, the input of training and search."""
+"""`python -m data_prep phantom|brats|volumes|images|join`: makes a data set, the input of training and search."""
 
 import argparse
 import dataclasses
@@ -272,7 +272,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--size", type=int, default=64, choices=(64, 128, 256),
                          help="side of the images in pixels (default: %(default)s)")
 
-    command = commands.add_parser("brats", parents=[common, real, scans], help="BraTS releases since 2017, as they come")
+    command = commands.add_parser("brats", parents=[common, real, scans],
+                                  help="BraTS releases since 2017, as they come")
     command.set_defaults(make=make_brats, query_fold=None)
     command.add_argument("--src", type=Path, required=True, metavar="DIR", help="folder of patients; releases may mix")
     command.add_argument("--modalities", type=modalities, default=MODALITIES[:1], metavar="NAME,...",

@@ -126,7 +126,8 @@ class _Meanings:
         values = {value for values in regions.values() for value in values} - {*ignored}
         return LabelValues(
             lesion={
-                value: 1 + self.lesion_classes.index(lesion[value]) if value in lesion else 0 for value in sorted(values)
+                value: 1 + self.lesion_classes.index(lesion[value]) if value in lesion else 0
+                for value in sorted(values)
             },
             anatomy={value: 1 + self.anatomy_classes.index(name) for value, name in anatomy.items()},
             ignore=ignored[0],
