@@ -57,7 +57,11 @@ def make_volumes(flags: argparse.Namespace) -> None:
     else:
         layout = layouts.read_layout(flags.src, flags.channels, flags.labels)
     found = volumes.name_volumes(
-        layout, modalities=flags.modalities, anatomy_labels=flags.anatomy_labels, unlabelled=flags.unlabelled
+        layout,
+        modalities=flags.modalities,
+        lesion_classes=flags.lesion_classes,
+        anatomy_labels=flags.anatomy_labels,
+        unlabelled=flags.unlabelled,
     )
     print(volumes.describe(layout, found), file=sys.stderr)
     settings = Settings(
@@ -295,6 +299,8 @@ def parser() -> argparse.ArgumentParser:
                          help="names of the channels, in place of the source's")
     command.add_argument("--labels", type=regions, default={}, metavar="NAME=NUMBER[+NUMBER],...",
                          help="names of the labels, in place of the source's; background and ignore have their meaning")
+    command.add_argument("--lesion_classes", type=names, default=(), metavar="NAME,...",
+                         help="all lesion classes, for a part that may lack some (default: those of the source)")
     command.add_argument("--anatomy_labels", type=names, default=(), metavar="NAME,...",
                          help="labels that are organs; the others are lesion classes")
     command.add_argument("--window", type=window, metavar="LOW,HIGH",

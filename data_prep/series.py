@@ -51,7 +51,7 @@ def read_series_table(src: Path, table: Path) -> Layout:
         if not case_id or uid not in there:
             raise UserError(f"{table}: line {line} names no case, or a series that {src} does not hold; see --list")
         if (channel == LABEL) != (there[uid].modality == "SEG") or channel == LABEL and len(there[uid].files) != 1:
-            raise UserError(f"{table}: line {line}: the channel {LABEL!r} is for a DICOM SEG of one file, and only that")
+            raise UserError(f"{table}: line {line}: the channel {LABEL!r} is for one DICOM SEG, and only that")
         if channel in of_case.setdefault(case_id, {}):
             raise UserError(f"{table}: line {line}: case {case_id} has {channel} already; keep one")
         of_case[case_id][channel] = there[uid]
@@ -59,8 +59,6 @@ def read_series_table(src: Path, table: Path) -> Layout:
     if not channels:
         raise UserError(f"{table}: names no channel of images; fill in the column channel")
     cases = [_case(case_id, series, channels) for case_id, series in of_case.items()]
-    if not any(case.regions for case in cases):
-        raise UserError(f"{table}: names no segmentation (channel {LABEL!r}); without one there are no lesion classes")
     return Layout("DICOM series", table, dict(enumerate(channels)), {}, cases)
 
 
