@@ -249,9 +249,12 @@ class CodeBank:
     @property
     def heights(self) -> Float[np.ndarray, "n"]:
         """Of the rows: `position_mm`, or `slice_index` where that is not there or not known, as of pictures."""
-        if "position_mm" in self.rows.dtype.names and np.isfinite(self.rows["position_mm"]).all():
-            return self.rows["position_mm"]
-        return self.rows["slice_index"].astype(np.float32)
+        return self.rows["position_mm"] if self.has_mm else self.rows["slice_index"].astype(np.float32)
+
+    @property
+    def has_mm(self) -> bool:
+        """Whether `heights` are in mm."""
+        return "position_mm" in self.rows.dtype.names and bool(np.isfinite(self.rows["position_mm"]).all())
 
     def _patient_index(self, path: str, mesh: Mesh) -> PatientIndex:
         if (path, mesh) not in self.cache:
