@@ -100,7 +100,7 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def _add_within(command: argparse.ArgumentParser) -> None:
     command.add_argument("--within_mm", type=float, metavar="D",
-                         help="for patients: how far apart in height matched slices may be (default: 5 by anatomy, any "
+                         help="for patients: how far apart in height matched slices may be (default: 5 by anatomy, 10 "
                               "by lesion)")
 
 
