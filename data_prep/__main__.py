@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import sys
 from pathlib import Path
 
 from data_prep import brats, images, phantom, splits
@@ -11,7 +12,7 @@ from data_prep.slices import write_dataset
 from decomp_jax.data.schema import ANATOMY_CLASSES, GLIOMA_CLASSES, MODALITIES, Settings
 from decomp_jax.errors import UserError, run_program
 from decomp_jax.preparation.picture import FOREGROUND
-from decomp_jax.preparation.releases import find_patients
+from decomp_jax.preparation.releases import survey
 
 
 def make_phantom(flags: argparse.Namespace) -> None:
@@ -38,7 +39,11 @@ def make_brats(flags: argparse.Namespace) -> None:
         modalities=flags.modalities,
         anatomy_classes=ANATOMY_CLASSES if anatomy else (),
     )
-    patients = find_patients(flags.src)
+    found = survey(flags.src)
+    tell_progress(found.describe(flags.src))
+    patients = found.patients
+    if flags.on_error == "stop":
+        brats.require_usable(patients, flags.label_map, unlabelled=flags.unlabelled)
     write_dataset(
         flags.out,
         settings=settings,
@@ -57,22 +62,27 @@ def make_brats(flags: argparse.Namespace) -> None:
             **split_source(flags),
             "anatomy": anatomy and {"path": anatomy.path.name, "scheme": anatomy.scheme},
             "label_maps": brats.count_label_maps(patients, flags.label_map),
+            "left_out": [str(path.relative_to(flags.src)) for path in found.left_out],
+            "renamed_segmentations": [str(path.relative_to(flags.src)) for path in found.renamed],
         },
     )
 
 
 def make_images(flags: argparse.Namespace) -> None:
+    if flags.splits and flags.query_fold is not None:
+        raise UserError("--splits and --query_fold both say which patients are queries; give one of them")
     pictures = images.read_pictures(flags.table)
     split = images.split_pictures(
         pictures, flags.table, csv=flags.splits, query_fold=flags.query_fold, seed=flags.seed
     )
+    tell_progress(images.describe(pictures, flags.table, split_given=bool(flags.splits or flags.query_fold is not None)))
     classes = images.find_classes(pictures, workers=flags.workers, on_error=flags.on_error)
     settings = Settings(
         source="images",
         size=flags.size,
         modalities=("image",),
         foreground=FOREGROUND,
-        lesion_classes=tuple(classes.values()),
+        lesion_classes=tuple(dict.fromkeys(classes.values())),
     )
     known_patients = "patient" in next(iter(pictures.values()))[0].row
     write_dataset(
@@ -82,7 +92,7 @@ def make_images(flags: argparse.Namespace) -> None:
         prepare=functools.partial(
             images.prepare_pictures,
             pictures=pictures,
-            classes={value: label for label, value in enumerate(classes, 1)},
+            classes={value: 1 + settings.lesion_classes.index(name) for value, name in classes.items()},
             settings=settings,
         ),
         workers=flags.workers,
@@ -100,6 +110,10 @@ def make_images(flags: argparse.Namespace) -> None:
 
 def split_source(flags: argparse.Namespace) -> dict[str, object]:
     return {"splits": flags.splits and flags.splits.name, "seed": flags.seed}
+
+
+def tell_progress(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def positive(text: str) -> int:

@@ -32,6 +32,25 @@ def split_patients(patients: Mapping[str, Patient], csv: Path | None, *, seed: i
     return {patient_id: of_subject[patient.subject] for patient_id, patient in patients.items()}
 
 
+def require_usable(patients: Mapping[str, Patient], extra: Mapping[int, int], *, unlabelled: bool) -> None:
+    """Raises UserError for a patient without a segmentation, unless wanted, and for a label map that nobody needs."""
+    for patient in patients.values():
+        if "seg" not in patient.files and not unlabelled:
+            raise no_segmentation(patient)
+    for label, number in extra.items():
+        if all(patient.label_map(extra)[label] != number for patient in patients.values()):
+            raise UserError(
+                f"--label_map={label}:{number}: the releases found here name label {label} themselves; leave it out, or "
+                "renumber the files"
+            )
+
+
+def no_segmentation(patient: Patient) -> UserError:
+    return UserError(
+        f"{patient.folder}: {patient.patient_id} has no seg file; add it (so named), or use --unlabelled"
+    )
+
+
 def count_label_maps(patients: Mapping[str, Patient], extra: Mapping[int, int]) -> dict[str, int]:
     """Number of labelled patients read with each label map, written "label:class,..."."""
     maps = (sorted(p.label_map(extra).items()) for p in patients.values() if "seg" in p.files)
@@ -64,7 +83,7 @@ def prepare_patient(
     paths = patient.paths(settings.modalities)
     segmentation = patient.files.get("seg")
     if segmentation is None and not unlabelled:
-        raise UserError(f"{patient.folder}: {patient_id} has no seg file; add it (so named), or use --unlabelled")
+        raise no_segmentation(patient)
     scan = load_scan(paths, settings)
     labels = np.zeros(scan.brain.shape, np.uint8)
     if segmentation is not None:

@@ -12,6 +12,8 @@ from decomp_jax.errors import UserError
 
 SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, not millimetres
 MAX_TILT_DEGREES = 10.0
+FORMS_DIFFER = 0.2  # log of the ratio of voxel widths by sform and qform
+GZIP = b"\x1f\x8b"
 
 
 def load_volume(path: Path) -> nib.Nifti1Image:
@@ -21,7 +23,8 @@ def load_volume(path: Path) -> nib.Nifti1Image:
         UserError: the file is damaged or is no volume with finite values and a usable affine.
     """
     image = _parse(path)
-    if image.ndim not in (2, 3):
+    shape = image.shape[:3]
+    if image.ndim < 2 or 0 in shape or any(n != 1 for n in image.shape[3:]):  # a fourth axis of one volume is none
         raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
     if image.get_data_dtype().kind not in "iuf":
         raise UserError(f"{path}: has voxels of type {image.get_data_dtype()}; export it with one number a voxel")
@@ -29,23 +32,20 @@ def load_volume(path: Path) -> nib.Nifti1Image:
     if not np.isfinite(data).all():
         raise UserError(f"{path}: has voxels that are NaN or infinite; replace them or export the file again")
     _check_affine(path, image)
-    return nib.as_closest_canonical(type(image)(np.atleast_3d(data), image.affine))
+    return nib.as_closest_canonical(type(image)(np.atleast_3d(data.reshape(shape)), image.affine))
 
 
 def _parse(path: Path) -> nib.Nifti1Image:
     cure = "copy or download it again"
     try:
         data = path.read_bytes()
-        if path.suffix == ".gz":
+        if data.startswith(GZIP) or path.suffix.lower() == ".gz" and not _is_nifti(data):
             data = gzip.decompress(data)  # whole, since the checksum stands at its end
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: is a damaged or no gzip file ({error}); {cure}") from error
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
-    for image_class in (nib.Nifti1Image, nib.Nifti2Image):
-        if image_class.header_class.may_contain_header(data):
-            break
-    else:
+    if not (image_class := _is_nifti(data)):
         raise UserError(f"{path}: is no NIfTI file ({len(data)} bytes); {cure}")
     try:
         image = image_class.from_bytes(data)
@@ -57,6 +57,11 @@ def _parse(path: Path) -> nib.Nifti1Image:
     return image
 
 
+def _is_nifti(data: bytes) -> type[nib.Nifti1Image] | None:
+    classes = (nib.Nifti1Image, nib.Nifti2Image)
+    return next((kind for kind in classes if kind.header_class.may_contain_header(data)), None)
+
+
 def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
     header, affine = image.header, image.affine
     if not (header["qform_code"] or header["sform_code"]):
@@ -66,9 +71,25 @@ def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
     spacing = nib.affines.voxel_sizes(affine)
     if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
         raise UserError(f"{path}: voxels of {spacing.round(4).tolist()} can't be mm; mend its affine")
+    _check_forms(path, image, spacing)
     cosines = np.abs(affine[:3, :3] / spacing).max(axis=0)
     if cosines.min() < np.cos(np.radians(MAX_TILT_DEGREES)):
         raise UserError(f"{path}: lies more than {MAX_TILT_DEGREES:g} degrees off the body's axes; register it first")
+
+
+def _check_forms(path: Path, image: nib.Nifti1Image, spacing: np.ndarray) -> None:
+    """An sform may map to a template and the qform to the scanner, but left stays left and a millimetre one."""
+    if not (image.header["qform_code"] and image.header["sform_code"]):
+        return
+    try:
+        qform = image.get_qform()
+        axes = ["".join(map(str, nib.aff2axcodes(affine))) for affine in (image.affine, qform)]
+        scale = nib.affines.voxel_sizes(qform) / spacing
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise UserError(f"{path}: has a damaged qform ({error}); mend its header") from error
+    if axes[0] != axes[1] or not np.all(np.abs(np.log(scale)) < FORMS_DIFFER):
+        raise UserError(f"{path}: its sform ({axes[0]}) and qform ({axes[1]}) contradict each other; set both to the one "
+                        "that is true")
 
 
 def check_same_grid(path: Path, volume: nib.Nifti1Image, like_path: Path, like: nib.Nifti1Image) -> None:
@@ -92,12 +113,19 @@ def load_labels(path: Path, like_path: Path, like: nib.Nifti1Image, label_map: M
     if fractional := [value for value in values if abs(value - round(float(value))) > 1e-3]:
         raise UserError(f"{path}: has label {fractional[0]:g}, no whole number; resample labels with nearest neighbour")
     if unknown := [round(float(value)) for value in values if round(float(value)) not in label_map]:
-        meaning = " (the resection cavity, in releases from 2024)" if unknown[0] == 4 else ""
-        raise UserError(
-            f"{path}: has label {unknown[0]}{meaning}, which its release does not name; "
-            f"map it to 0, 1 NCR, 2 ED or 3 ET, as with --label_map={unknown[0]}:0"
-        )
+        meaning, cure = _unknown_label(unknown[0], label_map)
+        raise UserError(f"{path}: has label {unknown[0]}{meaning}, which its release does not name; map it to 0 none, "
+                        f"1 NCR, 2 ED or 3 ET, as with --label_map={cure}")
     labels = np.zeros(volume.shape, np.uint8)
     for value in values:
         labels[volume.dataobj == value] = label_map[round(float(value))]
     return labels
+
+
+def _unknown_label(label: int, label_map: Mapping[int, int]) -> tuple[str, str]:
+    """What a label may well mean, of those that releases and copies of them are known to hold, and how to say so."""
+    if label == 4 and label_map.keys() == {0, 1, 2, 3}:
+        return " (the resection cavity, in releases from 2024)", "4:0"
+    if label == 3 and 4 in label_map:
+        return " (enhancing tumour, in copies that renumber it from 4)", "3:3"
+    return "", f"{label}:CLASS, once you know what it means"
