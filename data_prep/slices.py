@@ -192,7 +192,7 @@ def _write_manifest(
             split: {"patients": writer.patients, "slices": writer.slices} for split, writer in written.items()
         },
         "settings": settings.to_json(),
-        "record": record.layout(),
+        "record": record.layout() | {"ends": {name: end for one in written.values() for name, end in one.shards.ends.items()}},
         "files": files,
     }
     manifest = {"format_version": FORMAT_VERSION, "digest": content_digest(content), **content, **more}

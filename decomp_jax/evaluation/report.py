@@ -20,7 +20,7 @@ from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import METHODS, Search, rankers
 from decomp_jax.evaluation.slices import SliceSet, decompose
 from decomp_jax.evaluation.tables import Table
-from decomp_jax.files import replacing
+from decomp_jax.files import replacing, sealed
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
 from decomp_jax.retrieval.statistics import CONFIDENCE, LEAST_PATIENTS, SAMPLES, Bootstrap, Interval
@@ -63,7 +63,7 @@ def _write(out: Path, metrics: Table, drawn: dict[str, Figure | None], config: d
             drawn[name].savefig(file)
     plain = _plain(metrics)
     with replacing(out / "metrics.json") as file:
-        file.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+        file.write_text(json.dumps(sealed(plain), indent=1, allow_nan=False) + "\n")
     with replacing(out / "metrics.csv") as file, file.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("name", "mean", "low", "high"))
