@@ -24,6 +24,7 @@ from decomp_jax.files import replacing, sealed
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
 from decomp_jax.retrieval.statistics import CONFIDENCE, LEAST_PATIENTS, SAMPLES, Bootstrap, Interval
+from decomp_jax.training.metrics import lines_up_to
 
 
 def write_report(workdir: str | Path, data: str | Path, out: str | Path, reference: str = "reference") -> None:
@@ -121,7 +122,8 @@ def _decomposition_figure(decomposer: Decomposer, query: SliceSet) -> Figure:
 
 
 def _training_log(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Lines of metrics.jsonl; what is no such line is left out, as when a run goes on."""
+    return lines_up_to(path, math.inf)
 
 
 def _counts(slices: SliceSet) -> dict[str, int]:

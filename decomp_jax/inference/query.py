@@ -17,7 +17,7 @@ from decomp_jax.files import replacing
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.inference.display import STYLE, Display, Tile, caption, contact_sheet
 from decomp_jax.inference.search import write_hits
-from decomp_jax.preparation.picture import prepare_picture
+from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.preparation.scan import prepare_scan
 from decomp_jax.retrieval import CodeBank, Hits
 
@@ -54,6 +54,10 @@ def run_query(
     decomposer, searched = Decomposer.restore(workdir), CodeBank.load(bank)
     if searched.meta.get("model_digest") != decomposer.model_digest:
         raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
+    for flag, path, index in (("--slice", image, slice_index), ("--lesion_slice", lesion_from, lesion_slice)):
+        if path is not None and (index is None) != (decomposer.settings.foreground == FOREGROUND):
+            raise UserError(f"{flag}: the network was trained on pictures; leave the slice of {path} out" if index is not None
+                            else f"{flag}: the network was trained on scans; name the slice of {path}, from the feet up")
     sources = [(image, slice_index)] + ([] if lesion_from is None else [(lesion_from, lesion_slice)])
     images = np.stack([_prepare(path, index, decomposer) for path, index in sources])
     output = decomposer.decompose(images)

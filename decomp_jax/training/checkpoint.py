@@ -172,6 +172,11 @@ def _newest(folder: Path, read: Callable[[Path], Any], *, set_aside: bool = Fals
     return None
 
 
+def has_checkpoints(workdir: str | Path) -> bool:
+    """As process 0 sees it."""
+    return json.loads(gather(json.dumps(bool(_steps(_folder(workdir)))))[0])
+
+
 def _steps(folder: Path) -> list[str]:
     """Names of the checkpoints, newest first; those being written and those set aside have other names."""
     if not folder.is_dir():
