@@ -7,13 +7,19 @@ import hashlib
 import json
 import os
 import shutil
+import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.lib import format as npy
+
 from decomp_jax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What NumPy raises for a file that is no .npy file or has a damaged header.
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, SyntaxError, tokenize.TokenError)
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -41,6 +47,16 @@ def read_sealed(path: str | os.PathLike, cure: str) -> dict[str, Any]:
     if values.pop("digest", None) != _digest(values):
         raise UserError(f"{path}: damaged, edited, or of an older version: its digest does not hold; {cure}")
     return values
+
+
+def map_array(path: str | os.PathLike, cure: str) -> np.ndarray:
+    """The array of a .npy file, mapped. Raises UserError with the cure where there is none."""
+    try:
+        return npy.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {cure}") from None
+    except UNREADABLE as error:
+        raise UserError(f"{path}: truncated, damaged or no .npy file ({error}); {cure}") from None
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -10,13 +10,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from jaxtyping import Shaped
-from numpy.lib import format as npy
 
 from decomp_jax.data.schema import (
     FORMAT_VERSION, RECORD_FOOTER, RECORD_HEADER, ROW_COLUMNS, Settings, content_digest
 )
 from decomp_jax.errors import UserError
-from decomp_jax.files import read_json
+from decomp_jax.files import map_array, read_json
 
 _CRC_MASK_DELTA = 0xA282EAD8
 _OPEN_FILES = 256  # a large data set has more shards than a process may open
@@ -134,12 +133,7 @@ def _count_records(path: Path, record_bytes: int, end: str | None) -> int:
 
 
 def _map_rows(path: Path) -> np.ndarray:
-    try:
-        rows = npy.open_memmap(path, mode="r").view(np.ndarray)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; copy or prepare the data again") from None
-    except (OSError, ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise UserError(f"{path}: damaged ({error}); copy or prepare the data again") from None
+    rows = map_array(path, "copy or prepare the data again").view(np.ndarray)
     if not {*ROW_COLUMNS} <= {*(rows.dtype.names or ())} or rows.ndim != 1:
         raise UserError(f"{path}: lacks the columns {', '.join(ROW_COLUMNS)}; copy or prepare the data again")
     return rows

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
+from decomp_jax.files import UNREADABLE
 from decomp_jax.preparation.field import FIELD_MM, field_mean, field_nearest
 from decomp_jax.preparation.intensity import scale_intensity
 from decomp_jax.preparation.volume import check_same_grid, load_volume
@@ -68,7 +69,9 @@ def is_bitmap(path: Path) -> bool:
 
 def _load_bitmap(path: Path) -> Image.Image:
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            image.verify()  # the checksums of a PNG, which decoding does not look at
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             turned = image.getexif().get(ORIENTATION, 1) != 1
             frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
             image.load()
@@ -142,7 +145,7 @@ def _load_array(path: Path) -> np.ndarray:
         try:
             with path.open("rb") as file:
                 return npy.read_array(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, MemoryError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path}: can't be read as a NumPy array ({error}); save it again") from error
     return _slice_of(path, load_volume(path))
 

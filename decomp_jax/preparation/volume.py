@@ -24,7 +24,7 @@ def load_volume(path: Path) -> nib.Nifti1Image:
     """
     image = _parse(path)
     shape = image.shape[:3]
-    if image.ndim < 2 or 0 in shape or any(n != 1 for n in image.shape[3:]):  # a fourth axis of one volume is none
+    if image.ndim < 2 or min(shape) < 1 or any(n != 1 for n in image.shape[3:]):  # a fourth axis of one volume is none
         raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
     if image.get_data_dtype().kind not in "iuf":
         raise UserError(f"{path}: has voxels of type {image.get_data_dtype()}; export it with one number a voxel")

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Float64, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
-from decomp_jax.files import making, read_json, read_sealed, sealed
+from decomp_jax.files import making, map_array, read_json, read_sealed, sealed
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
 from decomp_jax.retrieval.queries import PATHS, Queries, codes, is_sparse
@@ -124,7 +124,7 @@ class CodeBank:
         directory = Path(directory)
         header = _read_header(directory)
         checksums, heads = header.pop("checksums"), header.pop("heads")
-        arrays = {Path(file).stem: _map(directory / file) for file in FILES}
+        arrays = {Path(file).stem: map_array(directory / file, "copy the bank whole or encode again") for file in FILES}
         bank = cls(**arrays, meta=header, name=str(directory))
         _check_shapes(bank, ".npy")
         for path in PATHS:
@@ -405,15 +405,6 @@ def _read_header(directory: Path) -> dict[str, Any]:
     if read_json(path, cure).get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; encode again with this version")
     return read_sealed(path, cure)
-
-
-def _map(path: Path) -> np.ndarray:
-    try:
-        return npy.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; copy the bank whole or encode again") from None
-    except (OSError, ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise UserError(f"{path}: truncated or no .npy file ({error}); copy the bank whole or encode again") from None
 
 
 def _sha256(path: Path) -> str:

@@ -111,11 +111,11 @@ def damage(directory: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how, file", [
-    ("missing", "normal_indices.npy: no such file"), ("truncated", "normal_indices.npy: truncated"),
-    ("not npy", "normal_indices.npy: truncated or no .npy"), ("float", "normal_indices.npy: holds float32"),
+    ("missing", "normal_indices.npy: not found"), ("truncated", "normal_indices.npy: truncated"),
+    ("not npy", "normal_indices.npy: truncated, damaged or no .npy"), ("float", "normal_indices.npy: holds float32"),
     ("short", "normal_indices.npy: shape"), ("out of range", "normal_indices hold"),
-    ("codebook of another model", "normal_codebook.npy: checksum"), ("no codebook", "abnormal_codebook.npy: no such"),
-    ("no patients", "rows.npy: columns"), ("objects", "rows.npy: truncated or no .npy"),
+    ("codebook of another model", "normal_codebook.npy: checksum"), ("no codebook", "abnormal_codebook.npy: not found"),
+    ("no patients", "rows.npy: columns"), ("objects", "rows.npy: truncated, damaged or no .npy"),
     ("no header", "bank.json: no such file"), ("header not json", "bank.json: not JSON that can be read"),
     ("version", "bank.json: format_version"),
 ])
