@@ -84,13 +84,23 @@ def test_the_sheet_shows_the_images_where_they_are(
     [
         ({"by": "normal", "lesion_from": "b.png"}, "--lesion_from"),
         ({"image": "nowhere.png"}, "nowhere.png"),
-        ({"slice_index": 3}, "trained on pictures"),
+        ({"slice_index": 3}, "--slice: the network was trained on pictures"),
+        ({"lesion_from": "b.png", "lesion_slice": 3}, "--lesion_slice: the network was trained on pictures"),
     ],
 )
 def test_mistakes_are_told(run: dict, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         module.run_query(**run | change)
     assert not run["out"].exists()
+
+
+def test_a_slice_that_is_not_named_is_asked_for(run: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = dataclasses.replace(module.Decomposer.restore(""), settings=settings(source="brats"))
+    monkeypatch.setattr(module.Decomposer, "restore", lambda workdir: scans)
+    with pytest.raises(UserError, match="--slice: the network was trained on scans; name the slice of .*a.png"):
+        module.run_query(**run)
+    with pytest.raises(UserError, match="--lesion_slice: the network was trained on scans; name the slice of b.nii"):
+        module.run_query(**run | {"slice_index": 3, "lesion_from": "b.nii"})
 
 
 def test_a_bank_of_another_network_is_refused(run: dict, monkeypatch: pytest.MonkeyPatch) -> None:
