@@ -265,19 +265,22 @@ def make_scan(folder: Path, number: int) -> None:
 
 
 def use_scan(folder: Path) -> dict[str, Any]:
+    from data_prep.brats import brats_cases, require_usable
+    from data_prep.cases import prepare_case
     from decomp_jax.data.schema import Settings
     from decomp_jax.preparation.releases import find_patients
-    from decomp_jax.preparation.scan import load_scan
-    from decomp_jax.preparation.volume import load_labels
+    from decomp_jax.preparation.volume import Source, load_labels, load_volume
 
-    (patient,) = find_patients(folder).values()
-    if "seg" not in patient.files:
-        raise UserError("no seg")
-    (path,) = patient.paths(("t1ce",))
-    scan = load_scan([path], Settings("brats", 16))
-    labels = load_labels(patient.files["seg"], path, scan.volume, patient.label_map({}))
-    return {"t1ce": (path, scan.volume), "seg": (patient.files["seg"], nib.Nifti1Image(labels, scan.volume.affine)),
-            "image": scan.image(scan.slices_with_brain, 16)}
+    patients = find_patients(folder)
+    require_usable(patients, {}, unlabelled=False)
+    ((case_id, case),) = (cases := brats_cases(patients, {})).items()
+    prepared = prepare_case(
+        case_id, cases=cases, settings=Settings("brats", 16), unlabelled=False, anatomy=None, masks=None
+    )
+    volume = load_volume(case.channels["t1ce"].path)
+    labels = load_labels(case.label, Source(case.channels["t1ce"].path), volume)
+    return {"t1ce": (case.channels["t1ce"].path, volume), "seg": (case.label.path, nib.Nifti1Image(labels, volume.affine)),
+            "image": prepared.image, "label": prepared.label}
 
 
 def right_scan(values: dict[str, Any], whole: Path, damaged: Path) -> bool:
@@ -293,7 +296,9 @@ def right_scan(values: dict[str, Any], whole: Path, damaged: Path) -> bool:
         oracle = nib.as_closest_canonical((nib.Nifti2Image if two else nib.Nifti1Image).from_bytes(data))
         expected = oracle.get_fdata(dtype=np.float32).reshape(found.shape)
         if kind == "seg":
-            expected = np.where(expected == 4, 3, np.round(expected))
+            expected = np.round(expected)
+            if not {*np.unique(values["label"])} <= {*np.unique(np.where(expected == 4, 3, expected))} | {0}:
+                return False
         if not np.array_equal(expected, np.asarray(found.dataobj)) or np.abs(oracle.affine - found.affine).max() > 0.5:
             return False
         (original,) = (one for one in whole.iterdir() if f"_{kind}." in one.name)

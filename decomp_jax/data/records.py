@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,13 @@ class SliceDataset:
         self._record_bytes, self._offsets = manifest["record"]["bytes"], manifest["record"]["offsets"]
         self.digest: str = manifest["digest"]
         self.rows = _map_rows(data_dir / f"rows-{split}.npy")
-        self._shards = [
-            data_dir / name for name in sorted(manifest["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
+        shards = [
+            (folder / name, part["record"].get("ends", {}).get(Path(name).name))
+            for folder, part in _parts(data_dir, manifest)
+            for name in sorted(part["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
         ]
-        ends = manifest["record"].get("ends", {})
-        self._ends = np.cumsum(
-            [_count_records(path, self._record_bytes, ends.get(path.name)) for path in self._shards], dtype=int
-        )
+        self._shards = [path for path, _ in shards]
+        self._ends = np.cumsum([_count_records(path, self._record_bytes, end) for path, end in shards], dtype=int)
         self._open = functools.lru_cache(_OPEN_FILES)(functools.partial(open, mode="rb", buffering=0))
         slices = manifest["splits"][split]["slices"]
         if not len(self) == len(self.rows) == slices:
@@ -115,6 +115,20 @@ class SliceDataset:
             raise UserError(f"{path}: record {i} is damaged (checksum); copy or prepare the data again")
 
 
+def _parts(data_dir: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and manifest of each part of a joined data set, or of the only one."""
+    if "parts" not in manifest:
+        yield data_dir, manifest
+    for part in manifest.get("parts", []):
+        folder = data_dir / part["path"]
+        if not folder.is_dir():
+            raise UserError(f"{folder}: not found, a part of {data_dir}; join the parts again where they lie")
+        known = read_manifest(folder)
+        if known["digest"] != part["digest"]:
+            raise UserError(f"{folder}: is not what was joined as {data_dir}; join again")
+        yield folder, known
+
+
 def _count_records(path: Path, record_bytes: int, end: str | None) -> int:
     """`end`: the checksum of the last record, where the manifest knows it."""
     try:
@@ -152,5 +166,6 @@ def verify(data_dir: str | Path) -> None:
     data_dir, manifest = Path(data_dir), read_manifest(data_dir)
     for split in manifest["splits"]:
         SliceDataset(data_dir, split)
-    for name in manifest["files"]:
-        _check_sum(data_dir / name, manifest["files"], name)
+    for folder, part in _parts(data_dir, manifest):
+        for name in part["files"]:
+            _check_sum(folder / name, part["files"], name)

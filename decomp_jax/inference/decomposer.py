@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from decomp_jax.config import Config
-from decomp_jax.data.schema import Settings
+from decomp_jax.data.schema import PREPROCESSING, Settings
 from decomp_jax.errors import UserError
 from decomp_jax.mesh import data_mesh, replicated, split_over, to_host
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.models.vq import lookup
 from decomp_jax.training.checkpoint import digest, restore_for_inference
+from decomp_jax.types import Latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Decomposer:
         self._encode = jax.jit(self._encode_images)
         self._decompose = jax.jit(self._decompose_images)
         self._paint = jax.jit(self._paint_codes)
+        self._quantize = jax.jit(self._quantize_latents)
 
     @classmethod
     def restore(cls, workdir: str | Path) -> Self:
@@ -93,8 +95,8 @@ class Decomposer:
 
     def check_images(self, settings: Settings, where: str) -> None:
         """Raises UserError naming the first setting in which images differ from those the network was trained on."""
-        for name, value in self.settings.preprocessing.items():
-            other = settings.preprocessing[name]
+        for name in PREPROCESSING:
+            value, other = getattr(self.settings, name), getattr(settings, name)
             if other != value:
                 raise UserError(
                     f"{where}: prepared with {name}={other}, the network was trained on {value}; prepare alike"
@@ -119,6 +121,12 @@ class Decomposer:
         """Codes, latents, segmentation and both paintings; global arrays of a global batch, as `encode`."""
         return Decomposition(**self._on_devices(self._decompose, images))
 
+    def quantize(
+        self, z_e_normal: Float[np.ndarray, "b h w d"], z_e_abnormal: Float[np.ndarray, "b h w d"]
+    ) -> CodeIndices:
+        """Codes of latents, of an image or of a sketch."""
+        return CodeIndices(*self._on_devices(self._quantize, z_e_normal, z_e_abnormal))
+
     def paint(
         self, normal_indices: Integer[np.ndarray, "b h w"], abnormal_indices: Integer[np.ndarray, "b h w"]
     ) -> Float[np.ndarray, "b s s c"]:
@@ -139,7 +147,10 @@ class Decomposer:
 
     def _encode_images(self, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         latents = self.model.apply(variables, images.astype(jnp.float32), train=False, method="encode")
-        codes = self.model.apply(variables, latents, method="quantize")
+        return self._quantize_latents(variables, latents.normal, latents.abnormal)
+
+    def _quantize_latents(self, variables: dict, normal: jax.Array, abnormal: jax.Array) -> tuple[jax.Array, jax.Array]:
+        codes = self.model.apply(variables, Latents(normal, abnormal), method="quantize")
         return codes.normal_indices, codes.abnormal_indices
 
     def _decompose_images(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:

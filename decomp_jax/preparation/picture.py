@@ -14,10 +14,11 @@ from numpy.lib import format as npy
 from PIL import Image
 from scipy import ndimage
 
-from decomp_jax.data.schema import Settings
+from decomp_jax.data.schema import FIELD_MM, Settings
 from decomp_jax.errors import UserError
 from decomp_jax.files import UNREADABLE
-from decomp_jax.preparation.field import FIELD_MM, field_mean, field_nearest
+from decomp_jax.preparation import dicom
+from decomp_jax.preparation.field import field_mean, field_nearest
 from decomp_jax.preparation.intensity import scale_intensity
 from decomp_jax.preparation.volume import check_same_grid, load_volume
 
@@ -34,7 +35,7 @@ STRAY = 4  # pixels that are flat and grey all the same
 
 
 def load_picture(path: Path) -> np.ndarray:
-    """Grey values [rows,columns], float32, of a PNG, JPEG, NIfTI or NumPy file; colours become luminance, on black.
+    """Grey values [rows,columns], float32, of a PNG, JPEG, NIfTI, DICOM or NumPy file; colours become luminance, on black.
 
     Raises:
         UserError: the file can't be read as one 2-D image of finite values.
@@ -44,7 +45,10 @@ def load_picture(path: Path) -> np.ndarray:
         if image.has_transparency_data:
             image = _on_black(image)
         return _as_plane(path, np.asarray(image.convert("RGB").convert("L") if image.mode in COLOURS else image))
-    return _as_plane(path, _load_array(path))
+    values = _load_array(path, display=True)
+    if values.ndim == 3 and values.shape[2] in (3, 4) and path.name.lower().endswith(dicom.SUFFIX):
+        values = np.asarray(Image.fromarray(values.astype(np.uint8)).convert("L"))
+    return _as_plane(path, values)
 
 
 def load_mask(path: Path) -> np.ndarray:
@@ -53,7 +57,7 @@ def load_mask(path: Path) -> np.ndarray:
     Raises:
         UserError: the file can't be read as one 2-D image of whole numbers.
     """
-    values = _as_plane(path, _mask_of_bitmap(path, _load_bitmap(path)) if is_bitmap(path) else _load_array(path))
+    values = _as_plane(path, _mask_of_bitmap(path, _load_bitmap(path)) if is_bitmap(path) else _load_array(path, display=False))
     if (values != np.round(values)).any() or values.min() < 0:
         raise UserError(f"{path}: has mask values that are not 0, 1, 2 ...; store class numbers, or 0 and 255")
     return values.astype(np.int32)
@@ -62,8 +66,8 @@ def load_mask(path: Path) -> np.ndarray:
 def is_bitmap(path: Path) -> bool:
     """Raises UserError where the name is that of no kind of picture."""
     name = path.name.lower()
-    if not name.endswith((*BITMAPS, ".nii", ".nii.gz", ".npy")):
-        raise UserError(f"{path}: is no PNG, JPEG, NIfTI or .npy file; convert it")
+    if not name.endswith((*BITMAPS, ".nii", ".nii.gz", ".npy", dicom.SUFFIX)):
+        raise UserError(f"{path}: is no PNG, JPEG, NIfTI, DICOM (.dcm) or .npy file; convert it")
     return name.endswith(BITMAPS)
 
 
@@ -139,14 +143,16 @@ def _without_smear(path: Path, values: np.ndarray) -> np.ndarray:
     return np.where(values >= 128, 255, 0)
 
 
-def _load_array(path: Path) -> np.ndarray:
-    """float64 or as stored; a NIfTI slice with its rows from the front or the top, its columns from the right."""
+def _load_array(path: Path, *, display: bool) -> np.ndarray:
+    """As stored, or of DICOM as displayed; a NIfTI slice with its rows from the front or the top, its columns from the right."""
     if path.name.lower().endswith(".npy"):
         try:
             with path.open("rb") as file:
                 return npy.read_array(file, allow_pickle=False)
         except UNREADABLE as error:
             raise UserError(f"{path}: can't be read as a NumPy array ({error}); save it again") from error
+    if path.name.lower().endswith(dicom.SUFFIX):
+        return dicom.read_single(path, display=display)
     return _slice_of(path, load_volume(path))
 
 
@@ -175,7 +181,7 @@ def prepare_picture(path: Path, settings: Settings) -> np.ndarray:
         UserError: the file can't be used, or the settings are those of scans.
     """
     if settings.foreground != FOREGROUND:
-        raise UserError(f"{path}: the model was trained on scans, not on pictures; give a NIfTI volume and --slice")
+        raise UserError(f"{path}: the model was trained on scans, not on pictures; give a volume and --slice")
     values = load_picture(path)
     darkest = values.min()
     bright = values > darkest + FOREGROUND_LEVEL * (np.percentile(values, 99) - darkest)

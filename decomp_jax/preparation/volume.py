@@ -1,14 +1,15 @@
-"""NIfTI files: read whole, checked, and turned to the body's axes."""
+"""Volumes on disk: read whole, checked, and turned to the body's axes."""
 
 import gzip
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
 from decomp_jax.errors import UserError
+from decomp_jax.preparation import dicom
 
 SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, not millimetres
 MAX_TILT_DEGREES = 10.0
@@ -16,13 +17,36 @@ FORMS_DIFFER = 0.2  # log of the ratio of voxel widths by sform and qform
 GZIP = b"\x1f\x8b"
 
 
-def load_volume(path: Path) -> nib.Nifti1Image:
-    """A 3-D NIfTI volume, float32, its axes ordered and flipped to right, anterior, superior; 2-D is one slice.
+class Source(NamedTuple):
+    """Where a volume lies.
+
+    Attributes:
+        path: a NIfTI or DICOM file, or the folder of a DICOM series; messages name it.
+        channel: place along the fourth axis of a file that may have one.
+        files: of the series, where the folder holds others, too.
+    """
+
+    path: Path
+    channel: int | None = None
+    files: tuple[Path, ...] = ()
+
+
+def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] = ()) -> nib.Nifti1Image:
+    """A 3-D volume, float32, its axes ordered and flipped to right, anterior, superior; 2-D is one slice.
+
+    Args: see `Source`.
 
     Raises:
         UserError: the file is damaged or is no volume with finite values and a usable affine.
     """
-    image = _parse(path)
+    if path.suffix.lower() == dicom.SUFFIX:
+        files = (path,)
+    image = dicom.read_series(path, files) if files or path.is_dir() else _parse(path)
+    if channel is not None:
+        channels = image.shape[3] if image.ndim == 4 else 1
+        if channel >= channels:
+            raise UserError(f"{path}: has shape {image.shape} and so no channel {channel}; add it or name others")
+        image = image.slicer[..., channel] if image.ndim == 4 else image
     shape = image.shape[:3]
     if image.ndim < 2 or min(shape) < 1 or any(n != 1 for n in image.shape[3:]):  # a fourth axis of one volume is none
         raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
@@ -50,7 +74,7 @@ def _parse(path: Path) -> nib.Nifti1Image:
     try:
         image = image_class.from_bytes(data)
         needed = image.dataobj.offset + int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: has a damaged header ({error}); {cure}") from error
     if not 0 < needed <= len(data):
         raise UserError(f"{path}: is truncated ({len(data)} of {needed} bytes); {cure}")
@@ -101,31 +125,20 @@ def check_same_grid(path: Path, volume: nib.Nifti1Image, like_path: Path, like: 
         raise UserError(f"{path}: its affine disagrees with {like_path.name} by up to {shift:.1f} mm; mend its header")
 
 
-def load_labels(path: Path, like_path: Path, like: nib.Nifti1Image, label_map: Mapping[int, int]) -> np.ndarray:
-    """Lesion labels uint8 [x,y,z] on the grid of the volume `like`.
+def load_labels(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarray:
+    """Label values int32 [x,y,z], as stored, on the grid of the volume `grid`, which was read from `like`.
 
     Raises:
-        UserError: the file is damaged, has another grid, or has labels that `label_map` lacks.
+        UserError: the file is damaged, has another grid, or has values that are no whole numbers.
     """
-    volume = load_volume(path)
-    check_same_grid(path, volume, like_path, like)
-    values = np.unique(volume.dataobj)
-    if fractional := [value for value in values if abs(value - round(float(value))) > 1e-3]:
-        raise UserError(f"{path}: has label {fractional[0]:g}, no whole number; resample labels with nearest neighbour")
-    if unknown := [round(float(value)) for value in values if round(float(value)) not in label_map]:
-        meaning, cure = _unknown_label(unknown[0], label_map)
-        raise UserError(f"{path}: has label {unknown[0]}{meaning}, which its release does not name; map it to 0 none, "
-                        f"1 NCR, 2 ED or 3 ET, as with --label_map={cure}")
-    labels = np.zeros(volume.shape, np.uint8)
-    for value in values:
-        labels[volume.dataobj == value] = label_map[round(float(value))]
-    return labels
-
-
-def _unknown_label(label: int, label_map: Mapping[int, int]) -> tuple[str, str]:
-    """What a label may well mean, of those that releases and copies of them are known to hold, and how to say so."""
-    if label == 4 and label_map.keys() == {0, 1, 2, 3}:
-        return " (the resection cavity, in releases from 2024)", "4:0"
-    if label == 3 and 4 in label_map:
-        return " (enhancing tumour, in copies that renumber it from 4)", "3:3"
-    return "", f"{label}:CLASS, once you know what it means"
+    if source.path.suffix.lower() == dicom.SUFFIX:
+        return dicom.read_segments(source.path, grid)
+    volume = load_volume(*source)
+    check_same_grid(source.path, volume, like.path, grid)
+    data = np.asarray(volume.dataobj)
+    values = data.round().astype(np.int32)
+    if (fractional := np.abs(data - values) > 1e-3).any():
+        raise UserError(
+            f"{source.path}: has label {data[fractional][0]:g}, no whole number; resample labels with nearest neighbour"
+        )
+    return values

@@ -127,6 +127,23 @@ def latents(*, normal: Latents | None = None, abnormal: Latents | None = None) -
     return _queries(normal, abnormal, "finite latents [Q,h,w,D]", np.floating, 4)
 
 
+def contributions(
+    queries: Queries, indices: Mapping[str, Int[np.ndarray, "q k h w"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
+) -> Float[np.ndarray, "q k h w"]:
+    """What each cell of some codes adds to their distance from the queries; over the cells it adds up to the distance.
+
+    Args:
+        indices: for each path of the queries, k codes a query.
+    """
+    total = np.zeros(np.shape(indices[queries.paths[0]]))
+    for example in queries.examples:
+        codebook = codebooks[example.path]
+        points = codebook[example.points] if example.quantised else example.points.astype(np.float64)
+        squares = ((points[:, None] - codebook[indices[example.path]]) ** 2).sum(-1)
+        total += example.weights[:, None] * squares
+    return total
+
+
 def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
     """Whether code 0 stands for "nothing here": a lesion codebook's zero vector, which most cells hold."""
     return path == "abnormal" and not codebook[0].any()

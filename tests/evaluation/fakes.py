@@ -8,7 +8,7 @@ import numpy as np
 
 from decomp_jax.config import Config
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
-from decomp_jax.inference.decomposer import Decomposer, Decomposition
+from decomp_jax.inference.decomposer import CodeIndices, Decomposer, Decomposition
 from decomp_jax.losses.cells import cell_means
 
 SIZE, GRID, LEVELS = 32, (4, 4), 16
@@ -88,6 +88,9 @@ class FakeDecomposer:
     def paint(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> np.ndarray:
         cells = (normal_indices / (LEVELS - 1) * (1 - abnormal_indices / (LEVELS - 1)))[..., None]
         return cells.repeat(SIZE // GRID[0], 1).repeat(SIZE // GRID[1], 2).astype(np.float32)
+
+    def quantize(self, z_e_normal: np.ndarray, z_e_abnormal: np.ndarray) -> CodeIndices:
+        return CodeIndices(*(np.rint(z_e[..., 0] * (LEVELS - 1)).astype(int) for z_e in (z_e_normal, z_e_abnormal)))
 
     def decompose(self, images: np.ndarray) -> Decomposition:
         grey = images.astype(np.float32)[..., 0]

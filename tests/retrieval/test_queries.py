@@ -93,3 +93,26 @@ def test_bad_queries(name: str) -> None:
     ask, message = bad_queries(make_bank("uniform", 6))[name]
     with pytest.raises(UserError, match=message):
         ask()
+
+
+@pytest.mark.parametrize("name", ANY_QUERIES)
+def test_cells_add_up_to_the_distance(bank: CodeBank, name: str) -> None:
+    queries, distances = make_any_queries(bank, name, 5)
+    hits = bank.search(queries, k=10)
+    cells = bank.contributions(queries, hits.rows)
+    assert cells.shape == (5, 10, *bank.grid)
+    expected = np.take_along_axis(distances, hits.rows, 1)
+    np.testing.assert_allclose(cells.sum((2, 3)), expected, rtol=1e-9, atol=1e-9 * abs(expected).max())
+
+
+def test_a_cell_adds_what_its_codes_differ_by() -> None:
+    bank = make_bank("uniform", 50)
+    stored, other = bank.normal_indices[:1].copy(), bank.normal_indices[0, 2, 3]
+    stored[0, 2, 3] = (other + 1) % 64
+    cells = bank.contributions(codes(normal=stored), np.array([[0, -1]]))
+    codebook, expected = bank.normal_codebook.astype(float), np.zeros((1, 2, 4, 4))
+    expected[0, 0, 2, 3] = ((codebook[other] - codebook[(other + 1) % 64]) ** 2).sum()
+    np.testing.assert_allclose(cells, expected)
+    for rows in ([[50]], [[-2]], [0], [[0], [0]]):
+        with pytest.raises(UserError, match="rows: needs rows"):
+            bank.contributions(codes(normal=stored), np.array(rows))
