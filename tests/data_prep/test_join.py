@@ -152,7 +152,7 @@ def in_manifest(section: str, **changes: object) -> Callable[[Path], None]:
      "part-4: other-00.. has the same images as a patient of another part"),
     (in_manifest("record", offsets={"image": 3, "label": 200}), "part-4: its records are laid out otherwise than"),
     (in_manifest("settings", foreground="window"), "part-4: prepared with foreground=window, but .*part-1 with nonzero"),
-    (spoil_rows, "part-4/rows-train.npy: is not what manifest.json says"),
+    (spoil_rows, "part-4/rows-train.npy: checksum is not the one in manifest.json"),
     (lambda folder: next(folder.glob("slices/*train*")).unlink(), "part-4/slices/.*: not found"),
     (lambda folder: (folder / "manifest.json").unlink(), "part-4/manifest.json: not found"),
     (lambda folder: (folder / "fingerprints.npy").write_bytes(b""), "part-4/fingerprints.npy: damaged"),
