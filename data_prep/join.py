@@ -76,8 +76,6 @@ def _require_alike(first: Part, part: Part) -> None:
             raise UserError(
                 f"{part.folder}: prepared with {name}={other}, but {first.folder} with {value}; prepare alike"
             )
-
-
     if _layout(part) != _layout(first):
         raise UserError(f"{part.folder}: its records are laid out otherwise than {first.folder}'s; prepare it again")
 
