@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
 from jaxtyping import Bool, Float, Integer, UInt8
 
 from decomp_jax.evaluation.rankers import Search, latent_queries, squared_distances
@@ -164,7 +163,9 @@ class PatientSearch:
                 )
                 found["abnormal"][f"{prefix}whole_dice"] = dice[..., -1]
             asks = np.array([search.query.lesion[rows].any() for rows in self.query.rows])
-            found["abnormal"] = {kind: np.where(asks[:, None], dice, np.nan) for kind, dice in found["abnormal"].items()}
+            found["abnormal"] = {
+                kind: np.where(asks[:, None], dice, np.nan) for kind, dice in found["abnormal"].items()
+            }
         if "both" in targets:
             found["both"] = {"dice": (found["normal"]["dice"] + found["abnormal"]["dice"]) / 2}
         return found
@@ -205,11 +206,9 @@ class PatientSearch:
         """Of each query patient the hits of its asking slices: their patients [s,v] and distances."""
         if ("hits", target) not in self.cache:
             number = np.searchsorted(self.reference.ids, self.search.reference.rows["patient_id"])
-            rows = np.concatenate(self.asking(target))
-            hits = self.search.reference.bank.search(
-                latent_queries(*PATHS[target])(self.search.query, rows), exclude=self.search.query.rows["patient_id"][rows],
-                k=min(VOTES, len(number)),
-            )
+            query, rows = self.search.query, np.concatenate(self.asking(target))
+            queries, exclude = latent_queries(*PATHS[target])(query, rows), query.rows["patient_id"][rows]
+            hits = self.search.reference.bank.search(queries, exclude=exclude, k=min(VOTES, len(number)))
             self.cache["hits", target] = np.where(hits.rows < 0, -1, number[hits.rows]), hits.distances
         ends = np.cumsum([len(rows) for rows in self.asking(target)])[:-1]
         return zip(*(np.split(values, ends) for values in self.cache["hits", target]))
@@ -278,13 +277,15 @@ def by_mean(vectors: Callable[[SliceSet, str], np.ndarray]) -> Builder:
 
 def by_histogram(patients: PatientSearch, target: str) -> Distances:
     def histogram(stack: Stack, path: str) -> np.ndarray:
-        indices, size = getattr(stack.slices.bank, f"{path}_indices"), len(getattr(stack.slices.bank, f"{path}_codebook"))
+        bank = stack.slices.bank
+        indices, size = getattr(bank, f"{path}_indices"), len(getattr(bank, f"{path}_codebook"))
         return stack.gather(lambda rows: np.bincount(indices[rows].ravel(), minlength=size) / indices[rows].size)
 
-    return sum(
-        np.stack([np.abs(line - histogram(patients.reference, path)).sum(1) for line in histogram(patients.query, path)])
-        for path in PATHS[target]
-    )
+    def distances(path: str) -> Distances:
+        reference = histogram(patients.reference, path)
+        return np.stack([np.abs(line - reference).sum(1) for line in histogram(patients.query, path)])
+
+    return sum(map(distances, PATHS[target]))
 
 
 def by_volume(labels: str) -> Builder:
@@ -354,7 +355,9 @@ METHODS = {
     "true_volume": Method(
         "true volume and centroid alone", TRUTH, "The same of the true lesion.", by_volume("label"),
     ),
-    "oracle": Method("oracle: true overlap by class", TRUTH, "Mean Dice of regions or lesion classes.", by_truth("dice")),
+    "oracle": Method(
+        "oracle: true overlap by class", TRUTH, "Mean Dice of regions or lesion classes.", by_truth("dice"),
+    ),
     "oracle_whole": Method(
         "oracle: true whole lesion", TRUTH, "Dice of the lesion, classes taken together.", by_truth("whole_dice"),
     ),

@@ -346,8 +346,8 @@ METHODS = {
         by_queries(latent_queries("normal", "abnormal")),
     ),
     "sketch": Method(
-        "the true lesion, drawn", SKETCH, "What the network would draw the query's true lesion to; no image is asked with.",
-        by_sketch(lambda label: label),
+        "the true lesion, drawn", SKETCH,
+        "What the network would draw the query's true lesion to; no image is asked with.", by_sketch(lambda label: label),
     ),
     "sketch_circle": Method(
         "one circle of one class", SKETCH,

@@ -8,8 +8,8 @@ distance between the two is
                                            sum_i alone(i)  +  sum_j alone(j)
 
 in which `alone` is the distance of a slice that has no match; where nothing is within reach it stands in place of the
-minimum. By lesion it is the distance to a slice that holds nothing: without such a denominator, which is how much lesion
-the two have, small lesions would be near to all others. By anatomy it is the mean distance to a code drawn by chance.
+minimum. By lesion it is the distance to a slice that holds nothing: without such a denominator, how much lesion the two
+have, small lesions would be near to all others. By anatomy it is the mean distance to a code drawn by chance.
 The distance is 0 between equals, and 1 or more where nothing is alike. It is multiplied by the path's largest weight of
 a cell; by both, the distances of the two paths are added.
 

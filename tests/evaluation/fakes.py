@@ -87,7 +87,7 @@ class FakeDecomposer:
 
     @property
     def abnormal_codebook(self) -> np.ndarray:
-        """Roots of the share of a cell that is lesion, as the layout term would have it; other channels hold nothing."""
+        """Roots of the share of a cell that is lesion, as the layout term has it; other channels hold nothing."""
         return np.pad(np.sqrt(self.normal_codebook), ((0, 0), (0, 2)))
 
     check_images, check_classes = Decomposer.check_images, Decomposer.check_classes

@@ -21,7 +21,8 @@ def patients(query: SliceSet, reference: SliceSet) -> PatientSearch:
 
 def volumes(slices: SliceSet, labels: str) -> list[np.ndarray]:
     """The fakes' slices are 4 mm apart, of all patients at the same heights."""
-    return [getattr(slices, labels)[slices.rows["patient_id"] == patient] for patient in np.unique(slices.rows["patient_id"])]
+    ids = slices.rows["patient_id"]
+    return [getattr(slices, labels)[ids == patient] for patient in np.unique(ids)]
 
 
 def dice(a: np.ndarray, b: np.ndarray, labels: list[int]) -> list[float]:
@@ -73,7 +74,8 @@ def test_scores_are_scikit_learns(patients: PatientSearch) -> None:
     distances = METHODS["pooled"].builder(patients, "normal")
     for i, (gains, distance) in enumerate(zip(true, distances)):
         assert scores["pooled", "normal", "ndcg@10"][i] == pytest.approx(ndcg_score(gains[None], -distance[None], k=10))
-        assert scores["pooled", "normal", "dice@5"][i] == pytest.approx(gains[np.argsort(distance)[:5]].mean(), abs=1e-6)
+        nearest = np.argsort(distance)[:5]
+        assert scores["pooled", "normal", "dice@5"][i] == pytest.approx(gains[nearest].mean(), abs=1e-6)
 
 
 def test_the_oracle_is_not_beaten(patients: PatientSearch) -> None:
