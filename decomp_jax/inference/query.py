@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.errors import UserError
 from decomp_jax.files import replacing
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.inference.display import STYLE, Display, Tile, caption, contact_sheet
+from decomp_jax.inference.encode import encoded_by
 from decomp_jax.inference.search import write_hits
 from decomp_jax.preparation.picture import prepare_picture
 from decomp_jax.preparation.scan import prepare_scan
@@ -110,19 +110,13 @@ def _pixels_of(
     decomposer: Decomposer, bank: CodeBank, rows: np.ndarray
 ) -> tuple[Float[np.ndarray, "n s s c"], list[UInt8[np.ndarray, "s s"] | None], str]:
     """Images and labels of hits from the data set that was encoded; where it is gone, what the codes alone show."""
-    data, split = bank.meta.get("data", ""), bank.meta.get("split", "")
     try:
-        if read_manifest(data)["digest"] == bank.meta["data_digest"]:
-            dataset = SliceDataset(data, split)
-            if any(not np.array_equal(dataset.rows[name], bank.rows[name]) for name in ("patient_id", "slice_index")):
-                raise UserError("a joined bank holds rows of several splits")
-            stacked = dataset.stack(("image", "label"), rows)
-            labelled = dataset.rows["labelled"][rows]
-            labels = [label if has_label else None for label, has_label in zip(stacked["label"], labelled)]
-            return stacked["image"], labels, "Hits: with their labels, where they have any."
-        reason = "has changed since the bank was encoded, or is not the only one in it"
-    except (UserError, OSError):
-        reason = "is not there, or not the only one in the bank"
-    print(f"{data}: the data set {reason}; the sheet shows what the network paints from the codes", file=sys.stderr)
+        dataset = encoded_by(bank)
+        stacked = dataset.stack(("image", "label"), rows)
+        labelled = dataset.rows["labelled"][rows]
+        labels = [label if has_label else None for label, has_label in zip(stacked["label"], labelled)]
+        return stacked["image"], labels, "Hits: with their labels, where they have any."
+    except (UserError, OSError) as error:
+        print(f"{error}; the sheet shows what the network paints from the codes", file=sys.stderr)
     painted = decomposer.paint(bank.normal_indices[rows], bank.abnormal_indices[rows])
     return painted, [None] * len(rows), "Hits: painted from their codes, since the images are not at hand."

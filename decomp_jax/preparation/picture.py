@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float16, Float32
 from PIL import Image
 from scipy import ndimage
 
@@ -51,6 +52,11 @@ def load_mask(path: Path) -> np.ndarray:
     return values.astype(np.int32)
 
 
+def luminance_of(image: Image.Image) -> np.ndarray:
+    """Grey values [rows,columns] of a bitmap; colours become luminance."""
+    return np.asarray(image.convert("RGB").convert("L") if image.mode in COLOURS else image)
+
+
 def _load_bitmap(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
@@ -65,7 +71,7 @@ def _load_values(path: Path, *, luminance: bool) -> np.ndarray:
     name = path.name.lower()
     if name.endswith(BITMAPS):
         image = _load_bitmap(path)
-        return np.asarray(image.convert("RGB").convert("L") if luminance and image.mode in COLOURS else image)
+        return luminance_of(image) if luminance else np.asarray(image)
     if name.endswith((".nii", ".nii.gz")):
         volume = np.asarray(load_volume(path).dataobj)
         if 1 not in volume.shape:
@@ -97,7 +103,11 @@ def prepare_picture(path: Path, settings: Settings) -> np.ndarray:
     """
     if settings.foreground != FOREGROUND:
         raise UserError(f"{path}: the model was trained on scans, not on pictures; give a NIfTI volume and --slice")
-    values = load_picture(path)
+    return prepare_values(path, load_picture(path), settings)
+
+
+def prepare_values(path: Path, values: Float32[np.ndarray, "y x"], settings: Settings) -> Float16[np.ndarray, "s s 1"]:
+    """`prepare_picture` of grey values that are loaded; `path` names them in errors."""
     darkest = values.min()
     bright = values > darkest + FOREGROUND_LEVEL * (np.percentile(values, 99) - darkest)
     image = scale_intensity(path, values, ndimage.binary_fill_holes(bright), settings)

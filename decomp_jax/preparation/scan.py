@@ -57,7 +57,11 @@ def load_scan(paths: Sequence[Path], settings: Settings) -> Scan:
     Raises:
         UserError: a file can't be used, their grids differ, or the brain does not fit the field.
     """
-    volumes = [load_volume(path) for path in paths]
+    return make_scan(paths, [load_volume(path) for path in paths], settings)
+
+
+def make_scan(paths: Sequence[Path], volumes: Sequence[nib.Nifti1Image], settings: Settings) -> Scan:
+    """`load_scan` of volumes that are loaded; `paths` name them in errors."""
     for path, volume in zip(paths[1:], volumes[1:]):
         check_same_grid(path, volume, paths[0], volumes[0])
     images, brains = zip(*(normalise(path, np.asarray(v.dataobj), settings) for path, v in zip(paths, volumes)))

@@ -1,6 +1,7 @@
 """NIfTI files: read whole, checked, and turned to the body's axes."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from decomp_jax.errors import UserError
 
 SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, not millimetres
 MAX_TILT_DEGREES = 10.0
+CURE = "copy or download it again"
+DAMAGED = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
+           ValueError)
 
 
 def load_volume(path: Path) -> nib.Nifti1Image:
@@ -20,7 +24,20 @@ def load_volume(path: Path) -> nib.Nifti1Image:
     Raises:
         UserError: the file is damaged or is no volume with finite values and a usable affine.
     """
-    image = _parse(path)
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)  # whole, since the checksum stands at its end
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: is a damaged or no gzip file ({error}); {CURE}") from error
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+    return parse_volume(path, data)
+
+
+def parse_volume(path: Path, data: bytes) -> nib.Nifti1Image:
+    """`load_volume` of a file's bytes, no longer compressed; `path` names it in errors."""
+    image = _parse(path, data)
     if image.ndim not in (2, 3):
         raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
     if image.get_data_dtype().kind not in "iuf":
@@ -32,28 +49,36 @@ def load_volume(path: Path) -> nib.Nifti1Image:
     return nib.as_closest_canonical(type(image)(np.atleast_3d(data), image.affine))
 
 
-def _parse(path: Path) -> nib.Nifti1Image:
-    cure = "copy or download it again"
+def declared_bytes(path: Path, head: bytes) -> tuple[int, int]:
+    """How many bytes a NIfTI file has, and how many voxels, by the header that it begins with.
+
+    Raises UserError if there is no such header.
+    """
+    image_class = _image_class(path, head)
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)  # whole, since the checksum stands at its end
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: is a damaged or no gzip file ({error}); {cure}") from error
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+        header = image_class.header_class.from_fileobj(io.BytesIO(head))
+        voxels = int(np.prod(header.get_data_shape(), dtype=object))
+        return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize, voxels
+    except DAMAGED as error:
+        raise UserError(f"{path}: has a damaged header ({error}); {CURE}") from error
+
+
+def _image_class(path: Path, data: bytes) -> type[nib.Nifti1Image]:
     for image_class in (nib.Nifti1Image, nib.Nifti2Image):
         if image_class.header_class.may_contain_header(data):
-            break
-    else:
-        raise UserError(f"{path}: is no NIfTI file ({len(data)} bytes); {cure}")
+            return image_class
+    raise UserError(f"{path}: is no NIfTI file ({len(data)} bytes); {CURE}")
+
+
+def _parse(path: Path, data: bytes) -> nib.Nifti1Image:
+    image_class = _image_class(path, data)
     try:
         image = image_class.from_bytes(data)
         needed = image.dataobj.offset + int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
-        raise UserError(f"{path}: has a damaged header ({error}); {cure}") from error
+    except DAMAGED as error:
+        raise UserError(f"{path}: has a damaged header ({error}); {CURE}") from error
     if not 0 < needed <= len(data):
-        raise UserError(f"{path}: is truncated ({len(data)} of {needed} bytes); {cure}")
+        raise UserError(f"{path}: is truncated ({len(data)} of {needed} bytes); {CURE}")
     return image
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.inference import encode
 from decomp_jax.inference import query as module
 from decomp_jax.preparation.picture import FOREGROUND
 from tests.evaluation.fakes import FakeDecomposer, Heads, settings
@@ -70,8 +71,8 @@ def test_the_sheet_shows_the_images_where_they_are(
     run: dict, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads], capsys: pytest.CaptureFixture
 ) -> None:
     shown = []
-    monkeypatch.setattr(module, "read_manifest", lambda data: {"digest": heads["reference"].digest})
-    monkeypatch.setattr(module, "SliceDataset", lambda data, split: heads[split])
+    monkeypatch.setattr(encode, "read_manifest", lambda data: {"digest": heads["reference"].digest})
+    monkeypatch.setattr(encode, "SliceDataset", lambda data, split: heads[split])
     monkeypatch.setattr(module, "contact_sheet", lambda asked, hits, **rest: shown.append((asked, hits, rest)))
     with pytest.raises(AttributeError):  # nothing to save
         module.run_query(**run)

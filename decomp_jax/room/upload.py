@@ -1,0 +1,109 @@
+"""What a reader brings: read from bytes, bounded before it is unpacked, kept in memory and nowhere else."""
+
+import collections
+import io
+import itertools
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from decomp_jax.data.schema import Settings
+from decomp_jax.errors import UserError
+from decomp_jax.preparation.picture import FOREGROUND as PICTURES
+from decomp_jax.preparation.picture import luminance_of, prepare_values
+from decomp_jax.preparation.scan import Scan, make_scan
+from decomp_jax.preparation.volume import declared_bytes, parse_volume
+
+# Pixels of a picture, voxels of a scan (float32 copies of one take some 1.5 GB while it is prepared), scans kept.
+MOST_PIXELS = 1 << 25
+MOST_VOXELS = 1 << 26
+MOST_BYTES = 9 * MOST_VOXELS
+SCANS = 2
+GZIP, PNG, JPEG = b"\x1f\x8b", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+HEADER = 540  # bytes of the longest NIfTI header
+# Stands for the file's name, which stays in the browser.
+FILE = Path("the file")
+
+
+class Brought:
+    """The scans and pictures of one reading room; the oldest are forgotten."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._numbers = itertools.count(1)
+        self._kept: collections.OrderedDict[int, Scan | np.ndarray] = collections.OrderedDict()
+
+    def take(self, data: bytes) -> dict[str, Any]:
+        """Number of what was brought, and the slices of a scan that can be asked for.
+
+        Raises:
+            UserError: the bytes are no NIfTI scan, PNG or JPEG that the network can read.
+        """
+        if len(self._settings.modalities) > 1:
+            names = ", ".join(self._settings.modalities)
+            raise UserError(f"{FILE}: the network reads {names} together, of which a page can bring one; "
+                            "prepare the patient with data_prep and encode it into a bank")
+        picture = data.startswith((PNG, JPEG))
+        if picture != (self._settings.foreground == PICTURES):
+            wanted = "scans: bring a NIfTI file" if picture else "pictures: bring a PNG or JPEG"
+            raise UserError(f"{FILE}: the network was trained on {wanted}")
+        image = prepare_values(FILE, _bitmap(data), self._settings) if picture else _scan(data, self._settings)
+        number = next(self._numbers)
+        self._kept[number] = image
+        while len(self._kept) > SCANS:
+            self._kept.popitem(last=False)
+        slices = [0] if picture else image.slices_with_brain.tolist()
+        return {"number": number, "slices": slices, "scan": not picture}
+
+    def slice_of(self, number: Any, slice_index: Any) -> np.ndarray:
+        """float16 [S,S,C]. Raises UserError if there is no such slice, or no longer."""
+        image = self._kept.get(number) if type(number) is int else None
+        if image is None:
+            raise UserError(f"{FILE}: is no longer at hand; bring it again")
+        if isinstance(image, np.ndarray):
+            return image
+        if type(slice_index) is not int or slice_index not in image.slices_with_brain:
+            raise UserError("slice: shows no brain; take another one")
+        return image.image(np.array([slice_index]), self._settings.size)[0]
+
+
+def _bitmap(data: bytes) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise UserError(f"{FILE}: has {image.width} x {image.height} pixels; bring one of at most "
+                                    f"{MOST_PIXELS:,}")
+                image.load()
+                values = luminance_of(image).astype(np.float32)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{FILE}: can't be read as an image; export it again") from error
+    if values.ndim != 2:
+        raise UserError(f"{FILE}: is no image of one grey value a pixel; export it again")
+    return values
+
+
+def _scan(data: bytes, settings: Settings) -> Scan:
+    packed = data.startswith(GZIP)
+    size, voxels = declared_bytes(FILE, _unpacked(data, HEADER)[0] if packed else data[:HEADER])
+    if not 0 < voxels <= MOST_VOXELS or not 0 < size <= MOST_BYTES:
+        raise UserError(f"{FILE}: declares {voxels:,} voxels; bring a scan of at most {MOST_VOXELS:,}")
+    if packed:
+        data, whole = _unpacked(data, size + 1)
+        if not whole:
+            raise UserError(f"{FILE}: is not what its header declares; copy or download it again")
+    return make_scan([FILE], [parse_volume(FILE, data)], settings)
+
+
+def _unpacked(data: bytes, most: int) -> tuple[bytes, bool]:
+    """The first `most` bytes, no more being ever unpacked, and whether that is all, with the right checksum."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        return unpacker.decompress(data, most), unpacker.eof
+    except zlib.error as error:
+        raise UserError(f"{FILE}: is a damaged gzip file; copy or download it again") from error
