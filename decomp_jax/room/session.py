@@ -143,9 +143,12 @@ class Room:
         """Images uint8 [n,S,S] and labels uint8 [n,S,S] of rows."""
         if not isinstance(rows, list) or not 0 < len(rows) <= MOST_THUMBNAILS:
             raise UserError(f"rows: needs 1 to {MOST_THUMBNAILS} numbers; ask for fewer")
-        images, labels = self._pictures.archived(np.array([checked_row(row, len(self._bank)) for row in rows]))
-        return Answer({}, {"image": np.rint(255 * images[..., 0].astype(np.float32).clip(0, 1)).astype(np.uint8),
-                           "label": labels})
+        numbers = np.array([checked_row(row, len(self._bank)) for row in rows])
+        images, labels = self._pictures.archived(numbers)
+        return Answer({"about": self._archive.describe(numbers)}, {
+            "image": np.rint(255 * images[..., 0].astype(np.float32).clip(0, 1)).astype(np.uint8),
+            "label": labels,
+        })
 
     def look(self, request: dict[str, Any]) -> Answer:
         """What the network says of {"image"}: planes uint16 [S,S] of 0 to 65535, labels and codes."""
