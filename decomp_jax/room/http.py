@@ -30,7 +30,7 @@ from decomp_jax.errors import UserError
 
 STATIC = Path(__file__).parent / "static"
 PAGE = {
-    "index.html": "text/html", "room.css": "text/css", "parts.css": "text/css",
+    "index.html": "text/html", "icon.svg": "image/svg+xml", "room.css": "text/css", "parts.css": "text/css",
     **{f"{name}.js": "text/javascript" for name in (
         "main", "server", "state", "ask", "viewport", "viewer", "brush", "archive", "question", "hits", "compare",
         "session", "keys", "dom",

@@ -22,7 +22,7 @@ MOST_HITS = 200
 MOST_EXAMPLES = 16
 MOST_THUMBNAILS = 256
 # Numbers of examples of a path that are compiled for.
-EXAMPLES = (1, 4, 2 * MOST_EXAMPLES + 1)
+EXAMPLES = (0, 1, 4, 2 * MOST_EXAMPLES + 1)
 # What a counter-example counts beside an example.
 UNLIKE = -0.5
 PATIENTS = 12
@@ -127,6 +127,7 @@ class Room:
             "modalities": settings.modalities, "classes": settings.lesion_classes,
             "colours": [LESION_COLOURS[i % len(LESION_COLOURS)] for i in range(len(settings.lesion_classes))],
             "at_hand": self._pictures.at_hand, "can_draw": self._can_draw, "white": display.white,
+            "margin": display.margin,
             "columns": self._archive.columns, "choices": self._archive.choices,
         })
 
@@ -214,9 +215,10 @@ class Room:
         parts = [weight * _query(picture, path) for (weight, path, _), picture in zip(examples, pictures)]
         if question.share and "drawing" in question.lesion:
             parts.append(question.share * latents(abnormal=self._sketch(question.lesion["drawing"])[None]))
-        for path in PATHS:  # few numbers of examples: each is compiled for
+        for path in PATHS:  # padded to a few numbers of examples: each is compiled for
             own = [part for part in parts if part.paths == (path,)]
-            parts += [0 * own[0]] * (next(size for size in EXAMPLES if size >= len(own)) - len(own) if own else 0)
+            missing = next(size for size in EXAMPLES if size >= len(own)) - len(own)
+            parts += [0 * part for part in own[:1] * missing]
         queries = functools.reduce(operator.add, parts)
         if question.region is not None:
             mask = drawn(question.region, self._decomposer.settings.size, 1) > 0

@@ -3,6 +3,7 @@
 import { look } from "./ask.js";
 import { at, fill, make } from "./dom.js";
 import { cache, change, facts, keyOf, nameOf, state } from "./state.js";
+import { legend } from "./viewer.js";
 import { draw } from "./viewport.js";
 
 const MOST = 4;
@@ -79,17 +80,15 @@ export function render() {
 function place(/** @type {string} */ name, /** @type {string} */ key, /** @type {any} */ picture) {
   const canvas = make("canvas", { tabIndex: 0, "data-key": key, "data-compare": picture ? String(state.compare.indexOf(picture)) : "", "aria-label": name });
   navigate(canvas);
-  return make("div.tile", {}, canvas, make("div.caption", {}, name), make("div.note", {}, note(picture)));
+  return make("div.tile", {}, canvas, make("div.caption", {}, name), make("div.note", {}, ...note(picture)));
 }
 
 function note(/** @type {any} */ picture) {
-  if (!picture) return "";
+  if (!picture) return [];
   const rank = cache.hits?.rows.indexOf(picture.row) ?? -1;
   const seen = cache.looks.get(keyOf(picture));
-  const lesions = seen ? facts.classes.filter((/** @type {string} */ _, /** @type {number} */ i) => seen.arrays.lesion.includes(i + 1)) : [];
-  return [rank >= 0 && `hit ${rank + 1}, distance ${cache.hits.distances[rank].toPrecision(3)}`,
-    seen?.data.at_hand === false ? "painted from its codes" : seen && (lesions.length ? `lesion seen: ${lesions.join(", ")}` : "no lesion seen")]
-    .filter(Boolean).join(" · ");
+  return [rank >= 0 && `hit ${rank + 1}, distance ${cache.hits.distances[rank].toPrecision(3)} · `,
+    ...(!seen ? [] : seen.data.at_hand ? legend(seen.arrays.lesion) : ["painted from its codes"])].filter(Boolean);
 }
 
 /** Draws the images into their places; also where window or zoom alone have changed. */

@@ -10,6 +10,7 @@ import * as question from "./question.js";
 import { about } from "./server.js";
 import { change, facts, onChange, state } from "./state.js";
 import * as viewer from "./viewer.js";
+import { firstView } from "./viewport.js";
 
 const WAIT = 700; // ms between looks at whether the room is ready
 
@@ -27,7 +28,7 @@ async function start() {
   }
   at("archive-name").textContent = `${facts.slices.toLocaleString("en")} slices of ${facts.patients.toLocaleString("en")} patients`
     + `${facts.at_hand ? "" : "; images not at hand: painted from their codes"}`;
-  state.view.high = facts.white || 1;
+  Object.assign(state.view, firstView());
   viewer.setUp();
   keys.setUp();
   compare.setUp(viewer.navigate);

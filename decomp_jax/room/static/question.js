@@ -73,26 +73,25 @@ export function render() {
   });
   fill(at("question"),
     slot("anatomy", "Anatomy of", question.share === 1),
+    make("div.balance", {},
+      make("div.ends", {}, make("span", {}, "anatomy"), make("b", {}, `${100 - share} : ${share}`), make("span", {}, "lesion")),
+      make("input", { type: "range", min: "0", max: "100", step: "5", value: String(share), "data-key": "share",
+        "aria-label": "Share of the lesion in the question", title: "What counts how much",
+        onchange: (/** @type {any} */ event) => {
+          pose((now) => { now.question.share = Number(event.target.value) / 100; });
+          if (posed()) ask();
+        } })),
     slot("lesion", "Lesion of", question.share === 0),
-    make("div.ask", {},
-      make("div.line", {}, make("span.soft", {}, "anatomy"),
-        make("input", { type: "range", min: "0", max: "100", step: "5", value: String(share), "data-key": "share",
-          "aria-label": "Share of the lesion in the question", title: "What counts how much",
-          onchange: (/** @type {any} */ event) => {
-            pose((now) => { now.question.share = Number(event.target.value) / 100; });
-            if (posed()) ask();
-          } }),
-        make("span.soft", {}, "lesion"), make("span", {}, `${100 - share} : ${share}`)),
-      make("div.line", {},
-        make("label", {}, make("input", { type: "checkbox", checked: question.other_patients, "data-key": "others",
-          onchange: set("other_patients") }), "other patients"),
-        make("label", {}, make("input", { type: "checkbox", checked: question.one_per_patient, "data-key": "single",
-          onchange: set("one_per_patient") }), "one slice a patient"),
-        make("div.chips", {}, ...chips()))),
     make("div.buttons", {},
       make("button.main", { "data-key": "ask", disabled: !posed(), title: "Enter", onclick: () => ask() }, "Ask"),
       make("button", { "data-key": "ask-patients", disabled: state.shown?.row === undefined,
-        title: "Patients like the one on the desk (4)", onclick: askPatients }, "Patients")));
+        title: "Patients like the one on the desk (4)", onclick: askPatients }, "Patients")),
+    make("div.line", {},
+      make("label", {}, make("input", { type: "checkbox", checked: question.other_patients, "data-key": "others",
+        onchange: set("other_patients") }), "other patients only"),
+      make("label", {}, make("input", { type: "checkbox", checked: question.one_per_patient, "data-key": "single",
+        onchange: set("one_per_patient") }), "one slice a patient"),
+      ...chips()));
   for (const canvas of at("question").querySelectorAll("canvas")) paintSlot(canvas);
 }
 

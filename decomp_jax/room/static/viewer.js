@@ -5,7 +5,7 @@ import { cursor, drawing, drawOn, maps } from "./brush.js";
 import { at, fill, make } from "./dom.js";
 import { draggable } from "./question.js";
 import { cache, change, changeView, facts, keyOf, nameOf, pose, state, undo } from "./state.js";
-import { draw, inImage, window_, zoomAt } from "./viewport.js";
+import { draw, firstView, inImage, window_, zoomAt } from "./viewport.js";
 
 const LABEL = "#dfe6ee";
 const REGION = ["#4f9fdc"];
@@ -107,17 +107,23 @@ export function render() {
     tile.canvas.setAttribute("aria-label", tile.caption.textContent);
     draw(tile.canvas, shown[name], state.view);
   }
-  tiles.image.note.textContent = describe(answer);
+  tiles.image.note.replaceChildren(...describe(answer));
+}
+
+/** The classes that are in a label map, each beside its colour. @param {Uint8Array} lesion @returns {any[]} */
+export function legend(lesion) {
+  const seen = facts.classes.flatMap((/** @type {string} */ name, /** @type {number} */ i) => {
+    if (!lesion.includes(i + 1)) return [];
+    const swatch = make("i.swatch");
+    swatch.style.background = facts.colours[i];
+    return [swatch, `${name}  `];
+  });
+  return seen.length ? ["lesion seen: ", ...seen] : ["no lesion seen"];
 }
 
 function describe(/** @type {any} */ answer) {
-  const parts = [nameOf(state.shown)];
-  if (!answer.data.at_hand) parts.push("the image is not at hand");
-  else {
-    const seen = facts.classes.filter((/** @type {string} */ _, /** @type {number} */ i) => answer.arrays.lesion.includes(i + 1));
-    parts.push(seen.length ? `lesion seen: ${seen.join(", ")}` : "no lesion seen");
-  }
-  return parts.join(" · ");
+  const name = `${nameOf(state.shown)} · `;
+  return answer.data.at_hand ? [name, ...legend(answer.arrays.lesion)] : [`${name}the image is not at hand`];
 }
 
 export function renderTools() {
@@ -160,7 +166,7 @@ export function pick(kind) {
 }
 
 export function reset() {
-  change((now) => { Object.assign(now.view, { low: 0, high: facts.white || 1, zoom: 1, x: 0.5, y: 0.5 }); });
+  change((now) => { Object.assign(now.view, firstView()); });
 }
 
 export function takeBack() {

@@ -9,14 +9,19 @@ import { facts, state } from "./state.js";
  *   codes?: Uint16Array|null, cursor?: {x: number, y: number, radius: number}|null}} Scene
  */
 
+/** The view at first: the part of the field that images of this archive use, black to white. */
+export function firstView() {
+  return { low: 0, high: facts.white || 1, zoom: 1 / (1 - 2 * facts.margin), x: 0.5, y: 0.5 };
+}
+
 const SCRATCH = document.createElement("canvas");
 
 /**
  * Draws a scene into a canvas of any size, the part that window and zoom of `view` show.
  * @param {HTMLCanvasElement} canvas @param {Scene} scene
- * @param {{low: number, high: number, zoom: number, x: number, y: number}} [view] all of the image by default
+ * @param {{low: number, high: number, zoom: number, x: number, y: number}} [view]
  */
-export function draw(canvas, scene, view) {
+export function draw(canvas, scene, view = firstView()) {
   const ratio = devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((side) => Math.max(1, Math.round(side * ratio)));
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
@@ -27,7 +32,7 @@ export function draw(canvas, scene, view) {
   if (!scene.plane) return;
   const size = facts.size;
   const { scale, left, top } = placed(canvas, view);
-  paint(scene.plane, view ?? { low: 0, high: facts.white || 1 }, size);
+  paint(scene.plane, view, size);
   context.setTransform(scale, 0, 0, scale, left, top);
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";
@@ -41,8 +46,8 @@ export function draw(canvas, scene, view) {
 /** Where the image lies in a canvas: pixels of the canvas a pixel of the image, and its corner. @returns {any} */
 function placed(/** @type {HTMLCanvasElement} */ canvas, /** @type {any} */ view) {
   const size = facts.size;
-  const scale = (Math.min(canvas.width, canvas.height) / size) * (view?.zoom ?? 1);
-  const [x, y] = view ? [view.x, view.y] : [0.5, 0.5];
+  const scale = (Math.min(canvas.width, canvas.height) / size) * view.zoom;
+  const { x, y } = view;
   return { scale, left: canvas.width / 2 - x * size * scale, top: canvas.height / 2 - y * size * scale };
 }
 
@@ -112,7 +117,7 @@ function drawHeat(/** @type {CanvasRenderingContext2D} */ context, /** @type {an
   const cell = size / grid;
   for (let i = 0; i < heat.values.length; i++) {
     const share = Math.min(1, Math.max(0, heat.values[i] / heat.most));
-    context.fillStyle = `rgb(79 159 220 / ${(0.62 * share).toFixed(3)})`;
+    context.fillStyle = `rgb(79 159 220 / ${(0.45 * share).toFixed(3)})`;
     context.fillRect((i % grid) * cell, Math.floor(i / grid) * cell, cell, cell);
   }
 }
