@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -70,8 +71,8 @@ class Desk:
 
     def __init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "room")
-        self._waiting: set[concurrent.futures.Future] = set()
-        self._newest: dict[str, concurrent.futures.Future] = {}
+        self._waiting: set[asyncio.Future] = set()
+        self._newest: dict[str, asyncio.Future] = {}
 
     def start(self, function: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
         return self._thread.submit(function, *args)
@@ -87,20 +88,19 @@ class Desk:
             Busy: enough is waiting.
             Superseded: it was given up, or its client is gone.
         """
-        if of in self._newest:
-            self._newest.pop(of).cancel()
+        if older := self._newest.pop(of, None):
+            older.cancel()
+            self._waiting.discard(older)
         if len(self._waiting) >= MOST_WAITING:
             raise Busy
-        future = self.start(function, argument)
+        future = asyncio.wrap_future(self.start(function, argument))
         self._waiting.add(future)
         if of:
             self._newest[of] = future
         try:
-            while not future.done():
-                await asyncio.wait([asyncio.wrap_future(future)], timeout=LOOK_FOR_CLIENT)
-                if not future.done() and await gone():
+            while not (await asyncio.wait([future], timeout=LOOK_FOR_CLIENT))[0]:
+                if await gone():
                     future.cancel()
-                    raise Superseded
             if future.cancelled():
                 raise Superseded
             return future.result()
@@ -214,6 +214,8 @@ def _guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable:
             return _refuse(400, str(error))
         except Busy:
             return _refuse(429, "the room is busy with other questions; ask again in a moment", {"Retry-After": "1"})
+        except HTTPException as error:
+            return _refuse(error.status_code, "the file or question is larger than the room takes")
         except (Superseded, ClientDisconnect):
             return _refuse(409, "a newer question has taken its place")
         except Exception as error:  # whatever it is, other questions are answered

@@ -47,8 +47,13 @@ def serve(workdir: str | Path, bank: str | Path, data: str | Path | None, port: 
         print(f"{error}; the room shows what the network paints from the codes", file=sys.stderr)
         dataset = None
     digest = hashlib.sha256((Path(bank) / "bank.json").read_bytes()).hexdigest()
+    serve_room(Room(decomposer, archive, dataset, bank_digest=digest), port)
+
+
+def serve_room(room: Room, port: int) -> None:
+    """`serve` of a room that is made."""
     token = secrets.token_urlsafe(32)
-    app = make_app(Room(decomposer, archive, dataset, bank_digest=digest), token)
+    app = make_app(room, token)
     with _listening(port) as listening:
         print(f"http://{ADDRESS}:{listening.getsockname()[1]}/#{token}", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on",

@@ -74,7 +74,7 @@ export function render() {
   fill(at("question"),
     slot("anatomy", "Anatomy of", question.share === 1),
     make("div.balance", {},
-      make("div.ends", {}, make("span", {}, "anatomy"), make("b", {}, `${100 - share} : ${share}`), make("span", {}, "lesion")),
+      make("div.ends", {}, make("b", {}, `${100 - share} : ${share}`)),
       make("input", { type: "range", min: "0", max: "100", step: "5", value: String(share), "data-key": "share",
         "aria-label": "Share of the lesion in the question", title: "What counts how much",
         onchange: (/** @type {any} */ event) => {

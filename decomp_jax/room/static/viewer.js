@@ -118,7 +118,7 @@ export function legend(lesion) {
     swatch.style.background = facts.colours[i];
     return [swatch, `${name}  `];
   });
-  return seen.length ? ["lesion seen: ", ...seen] : ["no lesion seen"];
+  return seen.length ? seen : ["no lesion seen"];
 }
 
 function describe(/** @type {any} */ answer) {
