@@ -1,7 +1,6 @@
 """NIfTI files: read whole, checked, and turned to the body's axes."""
 
 import gzip
-import io
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,9 +53,9 @@ def declared_bytes(path: Path, head: bytes) -> tuple[int, int]:
 
     Raises UserError if there is no such header.
     """
-    image_class = _image_class(path, head)
+    header_class = _image_class(path, head).header_class
     try:
-        header = image_class.header_class.from_fileobj(io.BytesIO(head))
+        header = header_class(head[:header_class.sizeof_hdr])  # and not what may follow it, extensions
         voxels = int(np.prod(header.get_data_shape(), dtype=object))
         return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize, voxels
     except DAMAGED as error:

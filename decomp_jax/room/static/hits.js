@@ -167,8 +167,8 @@ function detail(/** @type {number} */ row) {
       button("More like it", "As a further example (P)", () => addExample("like", { row })),
       button("Less like it", "As a counter-example (N)", () => addExample("unlike", { row })),
       button("Compare", "Beside the image on the desk (C)", () => compareWith(row)),
-      button(state.marks[row] ? "Unmark" : "Mark", "M", () => mark(row)),
-      button("Open", "On the desk (Space)", () => openPatient(row))));
+      button(state.marks[row] ? "Unmark" : "Mark", "Kept with a note (M)", () => mark(row)),
+      button("Open", "On the desk (double click)", () => openPatient(row))));
 }
 
 /** The picture that keys act on: the chosen hit while the answers have the focus, else that on the desk. */
