@@ -45,7 +45,7 @@ export function fill(parent, ...children) {
 /** @param {string} text @param {boolean} [error] */
 export function say(text, error = false) {
   const status = at("status");
-  status.textContent = text;
+  status.textContent = status.title = text.charAt(0).toUpperCase() + text.slice(1);
   status.className = error ? "error" : "";
 }
 
