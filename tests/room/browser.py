@@ -1,6 +1,7 @@
 """Chromium without a screen, driven by its DevTools protocol."""
 
 import base64
+import contextlib
 import itertools
 import json
 import shutil
@@ -19,6 +20,7 @@ class Browser:
     """One page. `problems` are what the page has written to its console as errors, and what its policy has refused."""
 
     def __init__(self, width: int = 1280, height: int = 800) -> None:
+        self._stack = contextlib.ExitStack()
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
@@ -30,7 +32,7 @@ class Browser:
             if told.exists() and len(lines := told.read_text().split("\n")) > 1:
                 break
             time.sleep(0.1)
-        self._socket = connect(f"ws://127.0.0.1:{lines[0]}{lines[1]}", max_size=None)
+        self._socket = self._stack.enter_context(connect(f"ws://127.0.0.1:{lines[0]}{lines[1]}", max_size=None))
         self._numbers = itertools.count(1)
         self.problems: list[str] = []
         target = self._send("Target.createTarget", url="about:blank")["targetId"]
@@ -43,7 +45,7 @@ class Browser:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._socket.close()
+        self._stack.close()
         self._process.terminate()
         self._process.wait(20)
         self._folder.cleanup()

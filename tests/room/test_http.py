@@ -94,7 +94,9 @@ def test_without_the_token_nothing_is_told(client: TestClient, room: FakeRoom, t
     assert not room.asked
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:1234", "[::1]", "0.0.0.0", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:1234", "[::1]", "0.0.0.0", ""],
+)
 @pytest.mark.parametrize("path", ["/", "/main.js", "/api/about"])
 def test_a_foreign_host_is_refused(client: TestClient, host: str, path: str) -> None:
     assert client.get(path, headers={**SIGNED, "Host": host}).status_code == 400
@@ -145,8 +147,8 @@ def test_every_answer_has_the_headers(client: TestClient, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [
-    "/../http.py", "/%2e%2e/http.py", "/..%2fhttp.py", "/static/main.js", "//etc/passwd", "/http.py", "/main.js/../http.py",
-    "/%2fetc%2fpasswd", "/main.js%00.html",
+    "/../http.py", "/%2e%2e/http.py", "/..%2fhttp.py", "/static/main.js", "//etc/passwd", "/http.py",
+    "/main.js/../http.py", "/%2fetc%2fpasswd", "/main.js%00.html",
 ])
 def test_no_other_file_is_given(client: TestClient, path: str) -> None:
     assert client.get(path).status_code in (400, 404)

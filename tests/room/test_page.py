@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from decomp_jax.retrieval import CodeBank
-from tests.conftest import ROOT, run_python, start_python
+from tests.conftest import run_python, start_python
 from tests.room.browser import CHROMIUM, Browser
 from tests.room.test_serve import PROGRAM
 
@@ -31,7 +31,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory, phantom: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def address(bank: Path) -> Iterator[str]:
-    program = start_python("evaluate.py", "serve", f"--workdir={ROOT}/models/phantom64", f"--bank={bank}")
+    program = start_python("evaluate.py", "serve", "--workdir=models/phantom64", f"--bank={bank}")
     try:
         yield program.stdout.readline().strip()
     finally:
@@ -71,8 +71,10 @@ def ask(page: Browser, key: str) -> list[int]:
     end = time.monotonic() + 60
     while page.run(STATE.format(".log.length")) == before:
         assert time.monotonic() < end, page.run(STATUS)
-    page.wait("document.querySelectorAll('#answers .thumbs canvas').length")
-    return page.run(STATE.format(".log.at(-1).rows"))
+    rows = page.run(STATE.format(".log.at(-1).rows"))
+    while sorted(shown(page)) != sorted(rows):
+        assert time.monotonic() < end, page.run(STATUS)
+    return rows
 
 
 def test_a_session_from_the_first_look_to_its_reopening(page: Browser, address: str, tmp_path: Path) -> None:
@@ -80,8 +82,8 @@ def test_a_session_from_the_first_look_to_its_reopening(page: Browser, address: 
     page.wait("document.querySelector('canvas[data-tile=image]')")
     by_anatomy, by_both, by_lesion = (ask(page, key) for key in "123")
     assert len({tuple(rows) for rows in (by_anatomy, by_both, by_lesion)}) == 3
-    assert sorted(shown(page)) == sorted(by_lesion)
     page.key("ArrowRight")
+    page.wait("document.activeElement.matches('#answers .thumb')")
     page.key("m")
     second = page.run(STATE.format(".hit"))
     assert list(page.run(STATE.format(".marks"))) == [str(second)] and second in by_lesion
@@ -151,15 +153,18 @@ def test_a_lesion_is_drawn_by_keys_alone(page: Browser) -> None:
 
 def test_what_a_file_says_is_text(tmp_path: Path) -> None:
     """A patient id and a column's value that are HTML."""
-    program = PROGRAM.replace("decomposer =", f"heads.rows = heads.rows.astype([(n, 'U64' if heads.rows.dtype[n].kind == 'U'"
-                              " else heads.rows.dtype[n]) for n in heads.rows.dtype.names])\n"
-                              f"heads.rows['patient_id'][3:] = heads.rows['tumour'][3:] = {EVIL!r}\ndecomposer =")
+    program = PROGRAM.replace("decomposer =", f"""
+kinds = heads.rows.dtype
+heads.rows = heads.rows.astype([(name, "U64" if kinds[name].kind == "U" else kinds[name]) for name in kinds.names])
+heads.rows["patient_id"][3:] = heads.rows["tumour"][3:] = {EVIL!r}
+decomposer =""")
     process = start_python("-c", program)
     try:
         address = process.stdout.readline().strip()
         with Browser() as page:
             enter(page, address)
-            page.run(f"[...document.querySelectorAll('.patients button')].find((b) => b.innerText.includes('<img')).click()")
+            page.run("[...document.querySelectorAll('.patients button')].find((b) => b.innerText.includes('<img'))"
+                     ".click()")
             page.wait("document.querySelector('canvas[data-tile=image]')")
             ask(page, "1")
             page.click("[data-key=others]")
@@ -169,7 +174,8 @@ def test_what_a_file_says_is_text(tmp_path: Path) -> None:
             assert EVIL in page.run("document.body.innerText")
             assert page.run("document.images.length") == 0 and page.run("window.pwned") is None
             assert not page.problems
-            page.run("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.pwned=1'}))")
+            page.run("document.body.append(Object.assign(document.createElement('script'),"
+                     " {textContent: 'window.pwned=1'}))")
             assert page.run("window.pwned") is None, "and were it not, the policy holds"
     finally:
         process.terminate()
@@ -177,9 +183,8 @@ def test_what_a_file_says_is_text(tmp_path: Path) -> None:
 
 
 def test_a_bank_without_its_images_says_so(bank: Path, tmp_path: Path) -> None:
-    rows = CodeBank.load(bank)
-    CodeBank.concat([rows, rows]).save(tmp_path / "bank")
-    process = start_python("evaluate.py", "serve", f"--workdir={ROOT}/models/phantom64", f"--bank={tmp_path / 'bank'}")
+    CodeBank.concat([CodeBank.load(bank)] * 2).save(tmp_path / "bank")
+    process = start_python("evaluate.py", "serve", "--workdir=models/phantom64", f"--bank={tmp_path / 'bank'}")
     try:
         address = process.stdout.readline().strip()
         with Browser() as page:

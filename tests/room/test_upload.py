@@ -27,7 +27,8 @@ def scan() -> bytes:
     volume = np.zeros((40, 48, 10), np.int16)
     volume[8:30, 10:40, 2:8] = np.random.default_rng(0).integers(50, 200, (22, 30, 6))
     image = nib.Nifti1Image(volume, np.diag([4.0, 4, 4, 1]))
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"so long that it ends behind the header" * 20))
+    longer_than_a_header = nib.nifti1.Nifti1Extension("comment", b"comment " * 100)
+    image.header.extensions.append(longer_than_a_header)
     return image.to_bytes()
 
 

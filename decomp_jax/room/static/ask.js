@@ -7,7 +7,10 @@ import { cache, change, facts, keyOf, state } from "./state.js";
 const KEPT = 48;
 const THUMBNAILS = 64;
 
-/** Runs a request; what went wrong is told, a newer one's place being taken is not. @param {() => Promise<any>} request */
+/**
+ * Runs a request; what went wrong is told, unless a newer one took its place.
+ * @param {() => Promise<any>} request
+ */
 export async function telling(request) {
   try {
     return await request();
@@ -20,7 +23,9 @@ export async function telling(request) {
 
 /** Shows a picture on the desk. @param {any} picture */
 export async function show(picture) {
-  change((now) => { now.shown = picture; });
+  change((now) => {
+    now.shown = picture;
+  });
   await Promise.all([look(picture), paint()]);
 }
 
@@ -37,18 +42,22 @@ export async function look(picture) {
 
 /** Fetches the thumbnails of rows that are not there yet. @param {number[]} rows @param {any[]} [about] */
 export async function thumbnails(rows, about) {
-  rows.forEach((row, i) => { if (about && !cache.thumbnails.has(row)) cache.thumbnails.set(row, { about: about[i] }); });
+  rows.forEach((row, i) => {
+    if (about && !cache.thumbnails.has(row)) cache.thumbnails.set(row, { about: about[i] });
+  });
   const missing = [...new Set(rows)].filter((row) => !cache.thumbnails.get(row)?.image);
   for (let start = 0; start < missing.length; start += THUMBNAILS) {
     const some = missing.slice(start, start + THUMBNAILS);
     const answer = await telling(() => call("thumbnails", { rows: some }));
     if (!answer) return;
     const pixels = facts.size * facts.size;
-    some.forEach((row, i) => cache.thumbnails.set(row, {
-      about: answer.data.about[i],
-      image: answer.arrays.image.subarray(i * pixels, (i + 1) * pixels),
-      label: answer.arrays.label.subarray(i * pixels, (i + 1) * pixels),
-    }));
+    some.forEach((row, i) =>
+      cache.thumbnails.set(row, {
+        about: answer.data.about[i],
+        image: answer.arrays.image.subarray(i * pixels, (i + 1) * pixels),
+        label: answer.arrays.label.subarray(i * pixels, (i + 1) * pixels),
+      }),
+    );
     change();
   }
 }
@@ -71,7 +80,7 @@ export async function paint() {
 /** The question as it would be asked, or null where an image lacks. @returns {any} */
 export function posed() {
   const question = structuredClone(state.question);
-  if (question.share < 1 && !question.anatomy || question.share > 0 && !question.lesion) return null;
+  if ((question.share < 1 && !question.anatomy) || (question.share > 0 && !question.lesion)) return null;
   if (question.share === 0) question.lesion = null;
   if (question.share === 1) question.anatomy = null;
   return question;
@@ -87,14 +96,13 @@ export async function ask(again = false) {
   if (!answer) return undefined;
   const { rows, distances, about } = answer.data;
   const cells = facts.grid * facts.grid;
-  const why = rows.map((/** @type {number} */ _, /** @type {number} */ i) => (
-    answer.arrays.why.subarray(i * cells, (i + 1) * cells)));
+  const why = rows.map((_, i) => answer.arrays.why.subarray(i * cells, (i + 1) * cells));
   const sorted = Float32Array.from(answer.arrays.why).sort();
   cache.hits = { rows, distances, why, most: Math.max(sorted[Math.floor(0.98 * sorted.length)] ?? 1, 1e-6), question };
   say(`${rows.length} slices in ${Math.round(performance.now() - began)} ms`);
   change((now) => {
     now.tab = "hits";
-    now.hit = rows.includes(now.hit) ? now.hit : rows[0] ?? null;
+    now.hit = rows.includes(now.hit) ? now.hit : (rows[0] ?? null);
     if (!again) now.log.push({ question, rows, distances, at: new Date().toISOString() });
   });
   await thumbnails(rows, about);
@@ -113,14 +121,20 @@ export async function askPatients() {
   say(`${answer.data.patients.length} patients`);
   change((now) => {
     now.tab = "patients";
-    now.log.push({ patients: question, ids: answer.data.patients, distances: answer.data.distances,
-      at: new Date().toISOString() });
+    now.log.push({
+      patients: question,
+      ids: answer.data.patients,
+      distances: answer.data.distances,
+      at: new Date().toISOString(),
+    });
   });
-  const matched = Object.values(answer.data.matches).flat(2).filter((/** @type {any} */ match) => match >= 0);
+  const matched = Object.values(answer.data.matches)
+    .flat(2)
+    .filter((match) => match >= 0);
   return thumbnails([...answer.data.rows, ...matched]);
 }
 
-function keep(/** @type {Map<any, any>} */ map, /** @type {any} */ key, /** @type {any} */ value, /** @type {number} */ most) {
+function keep(map, key, value, most) {
   map.set(key, value);
   while (map.size > most) map.delete(map.keys().next().value);
 }

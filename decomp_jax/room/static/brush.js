@@ -17,8 +17,7 @@ export function drawing() {
 export function maps() {
   const length = facts.size * facts.size;
   const own = { lesion: state.drawing, region: state.question.region };
-  const read = (/** @type {"lesion"|"region"} */ name) => (
-    stroke?.target === name ? stroke.map : fromRuns(own[name], length));
+  const read = (name) => (stroke?.target === name ? stroke.map : fromRuns(own[name], length));
   return { lesion: read("lesion"), region: read("region") };
 }
 
@@ -51,12 +50,19 @@ export function drawOn(canvas, lifted) {
     changeView();
   });
   for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) canvas.addEventListener(name, end);
-  canvas.addEventListener("pointerleave", () => { if (!stroke) { pen = null; changeView(); } });
-  canvas.addEventListener("keydown", (event) => { if (drawing() && byKey(event, lifted)) event.stopPropagation(); });
+  canvas.addEventListener("pointerleave", () => {
+    if (!stroke) {
+      pen = null;
+      changeView();
+    }
+  });
+  canvas.addEventListener("keydown", (event) => {
+    if (drawing() && byKey(event, lifted)) event.stopPropagation();
+  });
   canvas.addEventListener("blur", end);
 }
 
-function begin(/** @type {{x: number, y: number}} */ point, /** @type {number} */ pointer) {
+function begin(point, pointer) {
   const { kind } = state.tool;
   const target = kind.startsWith("region") ? "region" : "lesion";
   stroke = { target, map: maps()[target], last: point, pointer, value: kind === "draw" ? state.tool.class : 0 };
@@ -65,17 +71,20 @@ function begin(/** @type {{x: number, y: number}} */ point, /** @type {number} *
   changeView();
 }
 
-function finish(/** @type {() => void} */ lifted) {
+function finish(lifted) {
   if (!stroke) return;
   const { target, map } = stroke;
   stroke = null;
   const runs = map.some(Boolean) ? toRuns(map) : null;
-  pose((now) => { if (target === "region") now.question.region = runs; else now.drawing = runs; });
+  pose((now) => {
+    if (target === "region") now.question.region = runs;
+    else now.drawing = runs;
+  });
   lifted();
 }
 
 /** Discs from the last point to this one, less than half a pixel apart. */
-function moveTo(/** @type {{x: number, y: number}} */ point) {
+function moveTo(point) {
   const { last, map, value } = stroke;
   stampLine(map, facts.size, last, point, state.tool.size / 2, value);
   stroke.last = point;
@@ -93,7 +102,10 @@ export function stampLine(map, size, from, to, radius, value) {
     const reach = Math.max(radius, 0.5);
     for (let row = Math.max(0, Math.floor(y - reach)); row <= Math.min(size - 1, y + reach); row++) {
       for (let column = Math.max(0, Math.floor(x - reach)); column <= Math.min(size - 1, x + reach); column++) {
-        if (Math.hypot(column + 0.5 - x, row + 0.5 - y) <= reach || (column === Math.floor(x) && row === Math.floor(y))) {
+        if (
+          Math.hypot(column + 0.5 - x, row + 0.5 - y) <= reach ||
+          (column === Math.floor(x) && row === Math.floor(y))
+        ) {
           map[row * size + column] = value;
         }
       }
@@ -102,7 +114,7 @@ export function stampLine(map, size, from, to, radius, value) {
 }
 
 /** Arrows move the brush, space sets it down and lifts it. @returns {boolean} whether the key was the brush's */
-function byKey(/** @type {KeyboardEvent} */ event, /** @type {() => void} */ lifted) {
+function byKey(event, lifted) {
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const move = moves[/** @type {keyof moves} */ (event.key)];
   if (!move && event.key !== " ") return false;
@@ -110,7 +122,7 @@ function byKey(/** @type {KeyboardEvent} */ event, /** @type {() => void} */ lif
   pen ??= { x: facts.size / 2, y: facts.size / 2 };
   if (move) {
     const far = event.shiftKey ? 4 : 1;
-    const inside = (/** @type {number} */ value) => Math.min(facts.size, Math.max(0, value));
+    const inside = (value) => Math.min(facts.size, Math.max(0, value));
     pen = { x: inside(pen.x + far * move[0]), y: inside(pen.y + far * move[1]) };
     if (stroke) moveTo(pen);
   } else if (stroke) finish(lifted);

@@ -15,8 +15,11 @@ export function make(tag, properties = {}, ...children) {
     else if (key.includes("-") || key === "role" || key === "for") element.setAttribute(key, String(value));
     else element[key] = value;
   }
-  element.append(...children.filter((child) => child || child === 0).map((child) => (
-    typeof child === "number" ? String(child) : /** @type {Node|string} */ (child))));
+  element.append(
+    ...children
+      .filter((child) => child || child === 0)
+      .map((child) => (typeof child === "number" ? String(child) : /** @type {Node|string} */ (child))),
+  );
   return element;
 }
 
@@ -32,8 +35,11 @@ export function at(id) {
 export function fill(parent, ...children) {
   const focused = document.activeElement;
   const key = parent.contains(focused) ? focused?.getAttribute("data-key") : null;
-  const scrolls = [...parent.querySelectorAll("[data-scroll]")].map((one) => (
-    [one.getAttribute("data-scroll"), one.scrollTop, one.scrollLeft]));
+  const scrolls = [...parent.querySelectorAll("[data-scroll]")].map((one) => [
+    one.getAttribute("data-scroll"),
+    one.scrollTop,
+    one.scrollLeft,
+  ]);
   parent.replaceChildren(.../** @type {Node[]} */ (children.filter(Boolean)));
   for (const [name, top, left] of scrolls) {
     const one = parent.querySelector(`[data-scroll="${name}"]`);

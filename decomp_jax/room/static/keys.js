@@ -11,13 +11,22 @@ import { change, facts, state } from "./state.js";
 import { pick, reset, takeBack } from "./viewer.js";
 import { window_, zoomAt } from "./viewport.js";
 
-const toggle = (/** @type {string} */ key) => change((now) => { now.view[key] = !now.view[key]; });
-const zoom = (/** @type {number} */ factor) => change((now) => zoomAt(now.view, factor, now.view.x * facts.size, now.view.y * facts.size));
-const grey = (/** @type {number} */ width, /** @type {number} */ level) => change((now) => window_(now.view, width, level));
-const size = (/** @type {number} */ by) => change((now) => { now.tool.size = Math.min(Math.round(facts.size / 3), Math.max(1, now.tool.size + by)); });
+const toggle = (key) =>
+  change((now) => {
+    now.view[key] = !now.view[key];
+  });
+const zoom = (factor) => change((now) => zoomAt(now.view, factor, now.view.x * facts.size, now.view.y * facts.size));
+const grey = (width, level) => change((now) => window_(now.view, width, level));
+const size = (by) =>
+  change((now) => {
+    now.tool.size = Math.min(Math.round(facts.size / 3), Math.max(1, now.tool.size + by));
+  });
 const comparing = () => state.compare.length > 0;
-const moved = (/** @type {() => void} */ move) => () => { move(); compare.follow(state.hit); };
-const row = () => hits.target()?.row ?? null;
+const moved = (move) => () => {
+  move();
+  compare.follow(state.hit);
+};
+const hit = () => (state.hit === null ? null : { row: state.hit });
 
 /** Key, what it is called, what it does. @type {[string, string, () => any][]} */
 const KEYS = [
@@ -29,26 +38,40 @@ const KEYS = [
   ["i", "ask by the image on the desk alone", askAnew],
   ["a", "its anatomy into the question", () => put("anatomy", hits.target())],
   ["l", "its lesion into the question", () => put("lesion", hits.target())],
-  ["p", "more like this hit", () => addExample("like", hits.target())],
-  ["n", "less like this hit", () => addExample("unlike", hits.target())],
+  ["p", "more like this hit", () => addExample("like", hit())],
+  ["n", "less like this hit", () => addExample("unlike", hit())],
   ["ArrowRight", "next hit", moved(() => hits.move(1))],
   ["ArrowLeft", "hit before", moved(() => hits.move(-1))],
   ["ArrowDown", "next patient", moved(() => hits.movePatient(1))],
   ["ArrowUp", "patient before", moved(() => hits.movePatient(-1))],
   ["PageUp", "slice above", () => step(1)],
   ["PageDown", "slice below", () => step(-1)],
-  ["m", "mark the hit", () => hits.mark(row())],
-  ["c", "compare with the desk", () => compare.add(row())],
+  ["m", "mark the hit", () => hits.mark(state.hit)],
+  ["c", "compare the hit with the desk", () => compare.add(state.hit)],
   ["f", "flicker", () => (comparing() ? compare.flick() : toggle("flick"))],
   ["s", "side by side", () => comparing() && compare.flick(true)],
   ["x", "difference in comparison", () => comparing() && compare.difference()],
   ["d", "draw a lesion", () => facts.can_draw && pick("draw")],
   ["e", "erase", () => facts.can_draw && pick("erase")],
   ["r", "mark a region", () => pick("region")],
-  ["v", "put the brush down", () => change((now) => { now.tool.kind = "none"; })],
+  [
+    "v",
+    "put the brush down",
+    () =>
+      change((now) => {
+        now.tool.kind = "none";
+      }),
+  ],
   ["]", "larger brush", () => size(1)],
   ["[", "smaller brush", () => size(-1)],
-  ["k", "next class to draw", () => change((now) => { now.tool.class = (now.tool.class % facts.classes.length) + 1; })],
+  [
+    "k",
+    "next class to draw",
+    () =>
+      change((now) => {
+        now.tool.class = (now.tool.class % facts.classes.length) + 1;
+      }),
+  ],
   ["o", "outline of the lesion seen", () => toggle("outlines")],
   ["t", "outline of the label", () => toggle("labels")],
   ["g", "codes of the cells", () => toggle("codes")],
@@ -71,7 +94,10 @@ export function setUp() {
     const writes = target.matches("textarea, select, input:not([type=range]):not([type=checkbox])");
     if (event.key === "Escape" && !at("keys").open) {
       if (comparing()) compare.close();
-      else if (state.tool.kind !== "none") change((now) => { now.tool.kind = "none"; });
+      else if (state.tool.kind !== "none")
+        change((now) => {
+          now.tool.kind = "none";
+        });
       else target.blur();
       return;
     }
@@ -84,15 +110,21 @@ export function setUp() {
     if (target.matches("input[type=range]") && event.key.startsWith("Arrow")) return;
     if (event.key === "Enter" && target.matches("button")) return;
     const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const found = KEYS.find(([key]) => key === name || key === "+" && name === "=");
+    const found = KEYS.find(([key]) => key === name || (key === "+" && name === "="));
     if (!found) return;
     event.preventDefault();
     found[2]();
   });
   at("show-keys").addEventListener("click", help);
   at("open-session").addEventListener("click", () => at("session-file").click());
-  at("session-file").addEventListener("change", (/** @type {any} */ event) => { session.open(event.target.files[0]); event.target.value = ""; });
-  at("file").addEventListener("change", (/** @type {any} */ event) => { take(event.target.files[0]); event.target.value = ""; });
+  at("session-file").addEventListener("change", (event) => {
+    session.open(event.target.files[0]);
+    event.target.value = "";
+  });
+  at("file").addEventListener("change", (event) => {
+    take(event.target.files[0]);
+    event.target.value = "";
+  });
   at("save-session").addEventListener("click", session.save);
   at("save-hits").addEventListener("click", session.saveHits);
   at("save-sheet").addEventListener("click", session.saveSheet);
@@ -101,13 +133,15 @@ export function setUp() {
 
 /** Files dropped anywhere on the page are brought. */
 function dropped() {
-  const files = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
+  const files = (event) => event.dataTransfer?.types.includes("Files");
   document.addEventListener("dragover", (event) => {
     if (!files(event)) return;
     event.preventDefault();
     document.body.classList.add("dropping");
   });
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dropping");
+  });
   document.addEventListener("drop", (event) => {
     document.body.classList.remove("dropping");
     if (!files(event)) return;
@@ -119,10 +153,35 @@ function dropped() {
 }
 
 function help() {
-  fill(at("keys"), make("h2", {}, "Keys"),
-    make("dl", {}, ...KEYS.flatMap(([key, what]) => [make("dt", {}, make("kbd", {}, NAMES[/** @type {keyof typeof NAMES} */ (key)] ?? (key.length === 1 ? key.toUpperCase() : key))), make("dd", {}, what)]),
-      make("dt", {}, make("kbd", {}, "Ctrl Z")), make("dd", {}, "take back"), make("dt", {}, make("kbd", {}, "Esc")), make("dd", {}, "close, put down")),
-    make("p.soft", {}, "With the brush in hand and the image focused, arrows move it, Shift farther, Space sets it down and lifts it. "
-      + "On images the wheel zooms, dragging sets the window, Shift and dragging moves."));
+  fill(
+    at("keys"),
+    make("h2", {}, "Keys"),
+    make(
+      "dl",
+      {},
+      ...KEYS.flatMap(([key, what]) => [
+        make(
+          "dt",
+          {},
+          make(
+            "kbd",
+            {},
+            NAMES[/** @type {keyof typeof NAMES} */ (key)] ?? (key.length === 1 ? key.toUpperCase() : key),
+          ),
+        ),
+        make("dd", {}, what),
+      ]),
+      make("dt", {}, make("kbd", {}, "Ctrl Z")),
+      make("dd", {}, "take back"),
+      make("dt", {}, make("kbd", {}, "Esc")),
+      make("dd", {}, "close, put down"),
+    ),
+    make(
+      "p.soft",
+      {},
+      "With the brush in hand and the image focused, arrows move it, Shift farther, Space sets it down and lifts it. " +
+        "On images the wheel zooms, dragging sets the window, Shift and dragging moves.",
+    ),
+  );
   at("keys").showModal();
 }

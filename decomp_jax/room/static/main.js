@@ -22,12 +22,22 @@ async function start() {
       Object.assign(facts, known);
       break;
     }
-    fill(at("tiles"), make("div.empty", {}, make("strong", {}, "The archive is being laid out"),
-      "The network is made ready and the codes are put in order. It takes seconds, with a million slices some minutes."));
-    await new Promise((resolve) => { setTimeout(resolve, WAIT); });
+    fill(
+      at("tiles"),
+      make(
+        "div.empty",
+        {},
+        make("strong", {}, "The archive is being laid out"),
+        "Network and codes are made ready. It takes seconds, with a million slices some minutes.",
+      ),
+    );
+    await new Promise((resolve) => {
+      setTimeout(resolve, WAIT);
+    });
   }
-  at("archive-name").textContent = `${facts.slices.toLocaleString("en")} slices of ${facts.patients.toLocaleString("en")} patients`
-    + `${facts.at_hand ? "" : "; images not at hand: painted from their codes"}`;
+  at("archive-name").textContent =
+    `${facts.slices.toLocaleString("en")} slices of ${facts.patients.toLocaleString("en")} patients` +
+    `${facts.at_hand ? "" : "; images not at hand: painted from their codes"}`;
   Object.assign(state.view, firstView());
   viewer.setUp();
   keys.setUp();
@@ -47,5 +57,7 @@ function stop() {
 
 // What no one foresaw is told, too.
 addEventListener("error", (event) => say(`The page has a fault: ${event.message}`, true));
-addEventListener("unhandledrejection", (event) => say(`The page has a fault: ${event.reason?.message ?? event.reason}`, true));
+addEventListener("unhandledrejection", (event) =>
+  say(`The page has a fault: ${event.reason?.message ?? event.reason}`, true),
+);
 start();

@@ -58,7 +58,7 @@ function unpack(buffer) {
   let start = 4 + length;
   for (const { name, type, shape } of head.arrays) {
     const Kind = /** @type {any} */ (TYPES)[type];
-    const count = shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1);
+    const count = shape.reduce((a, b) => a * b, 1);
     arrays[name] = Object.assign(new Kind(buffer, start, count), { shape });
     start += Math.ceil((count * Kind.BYTES_PER_ELEMENT) / 4) * 4;
   }

@@ -12,14 +12,36 @@ function fresh() {
   return {
     shown: null, // the Picture on the desk
     question: {
-      anatomy: null, lesion: null, share: 0.5, region: null, like: [], unlike: [], other_patients: true,
-      one_per_patient: false, k: 60,
+      anatomy: null,
+      lesion: null,
+      share: 0.5,
+      region: null,
+      like: [],
+      unlike: [],
+      other_patients: true,
+      one_per_patient: false,
+      k: 60,
     },
     drawing: null, // run lengths of the drawn lesion
-    view: { low: 0, high: 1, zoom: 1, x: 0.5, y: 0.5, outlines: true, labels: false, codes: false, why: true, flick: false },
+    view: {
+      low: 0,
+      high: 1,
+      zoom: 1,
+      x: 0.5,
+      y: 0.5,
+      outlines: true,
+      labels: false,
+      codes: false,
+      why: true,
+      flick: false,
+    },
     tool: { kind: "none", class: 1, size: 5 },
-    tab: "hits", hit: null, // the row of the chosen answer
-    compare: [], marks: {}, note: "", log: [],
+    tab: "hits",
+    hit: null, // the row of the chosen answer
+    compare: [],
+    marks: {},
+    note: "",
+    log: [],
   };
 }
 
@@ -37,12 +59,18 @@ let due = "";
 /** @type {string[]} */
 const past = [];
 
-/** @param {() => void} listener called once a frame in which the state has changed @param {boolean} [always] if the view alone, too */
+/**
+ * @param {() => void} listener called once a frame in which the state has changed
+ * @param {boolean} [always] if the view alone, too
+ */
 export function onChange(listener, always = false) {
   listeners.push([listener, always]);
 }
 
-/** Changes the state and has the page drawn anew. @param {(state: any) => void} [edit] @param {"all"|"view"} [part] */
+/**
+ * Changes the state and has the page drawn anew.
+ * @param {(state: any) => void} [edit] @param {"all"|"view"} [part]
+ */
 export function change(edit, part = "all") {
   edit?.(state);
   if (!due) requestAnimationFrame(drawAnew);
@@ -71,7 +99,9 @@ export function pose(edit) {
 export function undo() {
   const before = past.pop();
   if (before === undefined) return false;
-  change((now) => { [now.question, now.drawing] = JSON.parse(before); });
+  change((now) => {
+    [now.question, now.drawing] = JSON.parse(before);
+  });
   return true;
 }
 
@@ -82,7 +112,7 @@ export function replace(other) {
   change((now) => {
     for (const key of Object.keys(start)) {
       const plain = start[key] && typeof start[key] === "object" && !Array.isArray(start[key]);
-      now[key] = plain ? { ...start[key], ...other[key] } : other[key] ?? start[key];
+      now[key] = plain ? { ...start[key], ...other[key] } : (other[key] ?? start[key]);
     }
   });
 }

@@ -3,7 +3,7 @@
 import { facts, state } from "./state.js";
 
 /**
- * @typedef {{pixels: Uint16Array|Uint8Array, most: number, fixed?: boolean}} Plane values 0 to `most`; `fixed`: no window
+ * @typedef {{pixels: Uint16Array|Uint8Array, most: number, fixed?: boolean}} Plane 0 to `most`; `fixed`: no window
  * @typedef {{labels: Uint8Array, colours: string[], dashed?: boolean, fill?: number}} Outline
  * @typedef {{plane: Plane|null, outlines?: Outline[], heat?: {values: Float32Array, most: number}|null,
  *   codes?: Uint16Array|null, cursor?: {x: number, y: number, radius: number}|null}} Scene
@@ -23,7 +23,9 @@ const SCRATCH = document.createElement("canvas");
  */
 export function draw(canvas, scene, view = firstView()) {
   const ratio = devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((side) => Math.max(1, Math.round(side * ratio)));
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((side) =>
+    Math.max(1, Math.round(side * ratio)),
+  );
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.setTransform(1, 0, 0, 1, 0, 0);
@@ -44,22 +46,28 @@ export function draw(canvas, scene, view = firstView()) {
 }
 
 /** Where the image lies in a canvas: pixels of the canvas a pixel of the image, and its corner. @returns {any} */
-function placed(/** @type {HTMLCanvasElement} */ canvas, /** @type {any} */ view) {
+function placed(canvas, view) {
   const size = facts.size;
   const scale = (Math.min(canvas.width, canvas.height) / size) * view.zoom;
   const { x, y } = view;
   return { scale, left: canvas.width / 2 - x * size * scale, top: canvas.height / 2 - y * size * scale };
 }
 
-/** Position of a pointer in the image, in its pixels. @param {HTMLCanvasElement} canvas @param {PointerEvent|WheelEvent} event */
+/**
+ * Position of a pointer in the image, in its pixels.
+ * @param {HTMLCanvasElement} canvas @param {PointerEvent|WheelEvent} event
+ */
 export function inImage(canvas, event) {
   const box = canvas.getBoundingClientRect();
   const { scale, left, top } = placed(canvas, state.view);
   const ratio = canvas.width / box.width;
-  return { x: ((event.clientX - box.left) * ratio - left) / scale, y: ((event.clientY - box.top) * ratio - top) / scale };
+  return {
+    x: ((event.clientX - box.left) * ratio - left) / scale,
+    y: ((event.clientY - box.top) * ratio - top) / scale,
+  };
 }
 
-function paint(/** @type {Plane} */ plane, /** @type {any} */ view, /** @type {number} */ size) {
+function paint(plane, view, size) {
   [SCRATCH.width, SCRATCH.height] = [size, size];
   const context = /** @type {CanvasRenderingContext2D} */ (SCRATCH.getContext("2d"));
   const image = context.createImageData(size, size);
@@ -75,8 +83,7 @@ function paint(/** @type {Plane} */ plane, /** @type {any} */ view, /** @type {n
 }
 
 /** Lines between pixels of unlike labels, each in the colour of the label inside. */
-function drawOutline(/** @type {CanvasRenderingContext2D} */ context, /** @type {Outline} */ outline,
-  /** @type {number} */ size, /** @type {number} */ scale, /** @type {number} */ ratio) {
+function drawOutline(context, outline, size, scale, ratio) {
   const { labels, colours, dashed, fill } = outline;
   context.lineWidth = (1.4 * ratio) / scale;
   context.setLineDash(dashed ? [(3 * ratio) / scale, (3 * ratio) / scale] : []);
@@ -105,14 +112,13 @@ function drawOutline(/** @type {CanvasRenderingContext2D} */ context, /** @type 
   context.setLineDash([]);
 }
 
-function segment(/** @type {CanvasRenderingContext2D} */ context, /** @type {number} */ x0, /** @type {number} */ y0,
-  /** @type {number} */ x1, /** @type {number} */ y1) {
+function segment(context, x0, y0, x1, y1) {
   context.moveTo(x0, y0);
   context.lineTo(x1, y1);
 }
 
 /** The more a cell adds to the distance, the more it is tinted. */
-function drawHeat(/** @type {CanvasRenderingContext2D} */ context, /** @type {any} */ heat, /** @type {number} */ size) {
+function drawHeat(context, heat, size) {
   const grid = facts.grid;
   const cell = size / grid;
   for (let i = 0; i < heat.values.length; i++) {
@@ -122,8 +128,7 @@ function drawHeat(/** @type {CanvasRenderingContext2D} */ context, /** @type {an
   }
 }
 
-function drawCodes(/** @type {CanvasRenderingContext2D} */ context, /** @type {Uint16Array} */ codes,
-  /** @type {number} */ size, /** @type {number} */ scale, /** @type {number} */ ratio) {
+function drawCodes(context, codes, size, scale, ratio) {
   const grid = facts.grid;
   const cell = size / grid;
   context.lineWidth = ratio / scale;
@@ -139,8 +144,7 @@ function drawCodes(/** @type {CanvasRenderingContext2D} */ context, /** @type {U
   }
 }
 
-function drawCursor(/** @type {CanvasRenderingContext2D} */ context, /** @type {any} */ cursor,
-  /** @type {number} */ scale, /** @type {number} */ ratio) {
+function drawCursor(context, cursor, scale, ratio) {
   context.lineWidth = ratio / scale;
   context.strokeStyle = "#e4eef7";
   context.beginPath();
@@ -149,15 +153,14 @@ function drawCursor(/** @type {CanvasRenderingContext2D} */ context, /** @type {
 }
 
 /** Narrows or widens, and moves, the window of grey values. */
-export function window_(/** @type {any} */ view, /** @type {number} */ width, /** @type {number} */ level) {
+export function window_(view, width, level) {
   const centre = (view.low + view.high) / 2 + level;
   const half = Math.max(0.01, ((view.high - view.low) / 2) * (1 + width));
   [view.low, view.high] = [centre - half, centre + half];
 }
 
 /** Zooms so that the point (x, y), in pixels of the image, stays where it is. */
-export function zoomAt(/** @type {any} */ view, /** @type {number} */ factor, /** @type {number} */ x,
-  /** @type {number} */ y) {
+export function zoomAt(view, factor, x, y) {
   const zoom = Math.min(16, Math.max(1, view.zoom * factor));
   const moved = view.zoom / zoom;
   view.x = zoom === 1 ? 0.5 : x / facts.size + (view.x - x / facts.size) * moved;
