@@ -106,8 +106,8 @@ export function render() {
           ? ["Decomposing the image …"]
           : [
               make("strong", {}, "Choose a patient and a slice on the left, or bring an image."),
-              "The network shows it with the lesion it sees, and without it, and finds slices that are like it by anatomy, " +
-                "by lesion or by both.",
+              "The network shows it with the lesion it sees, and without it, and finds slices that are like it by " +
+                "anatomy, by lesion or by both.",
             ]),
       ),
     );
