@@ -64,11 +64,15 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("query", help="search with a new scan or picture")
     command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
     command.add_argument("--bank", type=Path, required=True, help="the images searched")
-    command.add_argument("--image", type=Path, required=True, help="NIfTI scan or picture")
-    command.add_argument("--slice", type=int, dest="slice_index", help="axial slice of the scan, from the feet up")
+    command.add_argument("--image", type=Path, required=True,
+                         help="NIfTI scan or folder of a DICOM series, with --slice, or picture (PNG, JPEG, DICOM, ...)")
+    command.add_argument("--slice", type=int, dest="slice_index",
+                         help="slice of the scan, from the feet up (coronal: from the back, sagittal: from the left)")
+    command.add_argument("--mask", type=Path, help="mask of the brain, if the scan is of a whole head")
     command.add_argument("--lesion_from", type=Path,
                          help="scan or picture whose lesion is searched with the anatomy of --image")
-    command.add_argument("--lesion_slice", type=int, help="axial slice of --lesion_from")
+    command.add_argument("--lesion_slice", type=int, help="slice of --lesion_from")
+    command.add_argument("--lesion_mask", type=Path, help="mask of the brain of --lesion_from")
     command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
     command.add_argument("--k", type=_positive, default=5, help="hits (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="folder for hits.csv and sheet.png")

@@ -37,6 +37,7 @@ SEARCH, STATISTICS = "tests/retrieval/test_search.py", "tests/retrieval/test_sta
 DECOMPOSER = "tests/inference/test_decomposer.py"
 VQ, NETWORK, AUGMENT = "tests/models/test_vq.py", "tests/models/test_network.py", "tests/data/test_augment.py"
 
+VOLUMES = "tests/data_prep/test_volumes.py"
 MUTATIONS = {
     # The objective.
     "squares of codes averaged over D": Mutation(
@@ -269,7 +270,7 @@ MUTATIONS = {
     ),
     # From files to images.
     "left and right are exchanged": Mutation(
-        "decomp_jax/preparation/field.py", "return array[::-1, ::-1].transpose(2, 1, 0)", "return array[:, ::-1].transpose(2, 1, 0)",
+        "decomp_jax/preparation/field.py", "np.flip(array, (rows, columns))", "np.flip(array, rows)",
         "tests/data_prep/test_nifti.py",
     ),
     "the field is off by a pixel": Mutation(
@@ -283,6 +284,31 @@ MUTATIONS = {
     "labels of 2023 are read as those of 2021": Mutation(
         "decomp_jax/preparation/releases.py", "{0: 0, 1: 1, 2: 2, 3: 3}", "{0: 0, 1: 1, 2: 2, 4: 3}",
         "tests/data_prep/test_releases.py",
+    ),
+    "channels go by their numbers": Mutation(
+        "data_prep/volumes.py", "{name: case.images[number] for name, number in numbers.items()",
+        "{name: case.images[number] for number, name in enumerate(sorted(numbers))", VOLUMES,
+    ),
+    "a voxel's class is the largest region": Mutation(
+        "data_prep/names.py", "key=lambda region: len(region[1])", "key=lambda region: -len(region[1])", VOLUMES
+    ),
+    "ignored slices are trained on": Mutation("data_prep/cases.py", "label[~labelled] = 0", "labelled[:] = True", VOLUMES),
+    "a window's lower end is 0": Mutation(
+        "decomp_jax/preparation/intensity.py", "foreground = data > low", "low, foreground = 0, data > low", VOLUMES
+    ),
+    "overlapping segments in the order of their numbers": Mutation(
+        "decomp_jax/preparation/dicom.py", "np.argsort(-segments.sum((0, 1, 2)), kind=\"stable\")", "range(segments.shape[3])",
+        "tests/data_prep/test_series.py",
+    ),
+    "scans of a DICOM patient are split apart": Mutation(
+        "data_prep/series.py", "if any(persons) else case_id", "if not any(persons) else case_id", "tests/data_prep/test_series.py"
+    ),
+    "a growing set splits by who is there": Mutation(
+        "data_prep/splits.py", "    if growing:\n", "    if growing and len(ordered) < len(shares):\n", "tests/data_prep/test_splits.py"
+    ),
+    "parts are read by name, not in order": Mutation(
+        "decomp_jax/data/records.py", "for part in manifest.get(\"parts\", []):",
+        "for part in sorted(manifest.get(\"parts\", []), key=lambda part: part[\"digest\"]):", "tests/data_prep/test_join.py"
     ),
 }
 

@@ -49,21 +49,28 @@ class AnatomySource:
     scheme: str
 
     def file(self, patient_id: str) -> Path:
-        """The patient's label map: ID.nii[.gz], or the only file of ID/ or named ID-... , ID_... or ID.... .
+        """The patient's label map: the atlas, or the one that `only_map` finds. Raises UserError if there is none."""
+        return self.path if self.path.is_file() else only_map("--anatomy", self.path, patient_id)
 
-        Raises:
-            UserError: there is none, or more than one.
-        """
-        if self.path.is_file():
-            return self.path
-        files = [path for pattern in (f"{patient_id}/*.nii*", f"{patient_id}[-_.]*.nii*", f"{patient_id}.nii*")
-                 for path in self.path.glob(pattern)]
-        if len(files := sorted(set(files))) != 1:
-            raise UserError(
-                f"--anatomy {self.path}: holds {len(files)} label maps of {patient_id}; "
-                f"name exactly one {patient_id}.nii.gz, or give one atlas file for all"
-            )
-        return files[0]
+
+def only_map(flag: str, folder: Path, patient_id: str) -> Path:
+    """The patient's map in a folder: ID.nii[.gz], or the only file of ID/ or named ID-... , ID_... or ID.... .
+
+    For the flag --mask, files that have "mask" in their names come before others, so that it may lie beside the scan.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    files = {path for pattern in (f"{patient_id}/*.nii*", f"{patient_id}[-_.]*.nii*", f"{patient_id}.nii*")
+             for path in folder.glob(pattern)}
+    if flag == "--mask":
+        files = {path for path in files if "mask" in path.name.lower()} or files
+    if len(files) != 1:
+        kind, other = ("masks", "") if flag == "--mask" else ("label maps", ", or give one atlas file for all")
+        raise UserError(
+            f"{flag} {folder}: holds {len(files)} {kind} of {patient_id}; name exactly one {patient_id}.nii.gz{other}"
+        )
+    return files.pop()
 
 
 def six_regions(

@@ -101,7 +101,8 @@ def column_types(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, str]:
 
 
 def split_pictures(
-    pictures: Mapping[str, Sequence[Picture]], table: Path, *, csv: Path | None, query_fold: str | None, seed: int
+    pictures: Mapping[str, Sequence[Picture]], table: Path, *, csv: Path | None, query_fold: str | None, seed: int,
+    growing: bool = False,
 ) -> dict[str, str]:
     """patient_id -> split: from `csv`, by `query_fold`, from the table's column `split`, or by a seeded hash.
 
@@ -121,11 +122,11 @@ def split_pictures(
         queries = {patient_id: "query" for patient_id, fold in folds.items() if fold == query_fold}
         if not queries:
             raise UserError(f"--query_fold={query_fold}: {table} has the folds {', '.join(sorted({*folds.values()}))}")
-        return queries | split_by_hash(folds.keys() - queries, FOLD_SHARES, seed=seed)
+        return queries | split_by_hash(folds.keys() - queries, FOLD_SHARES, seed=seed, growing=growing)
     if "split" in next(iter(pictures.values()))[0].row:
         return split_names(column("split"), table)
     labelled = {patient_id: any(p.mask for p in of_patient) for patient_id, of_patient in pictures.items()}
-    return split_labelled(labelled, seed=seed)
+    return split_labelled(labelled, seed=seed, growing=growing)
 
 
 def find_classes(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -61,12 +62,14 @@ class PatientSlices:
             rows[name] = columns[name]
         return rows
 
-    def fingerprints(self) -> set[int]:
-        """A number of 64 bits for each image that is not all but empty."""
-        return {
+    @functools.cached_property
+    def fingerprints(self) -> np.ndarray:
+        """A number of each image, uint64 [n]; 0 where it is all but empty."""
+        return np.array([
             int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest())
-            for image in self.image if np.count_nonzero(image) > MIN_CONTENT * image.size
-        }
+            if np.count_nonzero(image) > MIN_CONTENT * image.size else 0
+            for image in self.image
+        ], np.uint64)
 
 
 def write_dataset(
@@ -79,8 +82,9 @@ def write_dataset(
     on_error: Literal["stop", "skip"],
     columns: Mapping[str, str] | None = None,
     source: Mapping[str, Any] | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> None:
-    """Prepares every patient and writes the data set `out` (see `decomp_jax.data.schema`), whole or not at all.
+    """Prepares every patient, or those of a shard, and writes the data set `out` (see `decomp_jax.data.schema`), whole or not at all.
 
     Args:
         out: directory to make.
@@ -91,12 +95,13 @@ def write_dataset(
         on_error: "skip" leaves out the patients that can't be used and lists them in the manifest.
         columns: NumPy type of each of `PatientSlices.columns`; text stays text, whatever it looks like.
         source: what else the manifest should tell about where the data came from.
+        shard: (i, n): only the i-th, from 1, of n runs of patients by name; some splits may be missing then.
 
     Raises:
-        UserError: `out` exists, a patient can't be used, two patients have an image in common, or a split has lost all
-            its patients.
+        UserError: `out` exists, a patient can't be used, two patients have an image in common, a split has lost all its
+            patients, or the shard has none.
     """
-    patient_ids = sorted(splits, key=lambda patient_id: (SPLITS.index(splits[patient_id]), patient_id))
+    patient_ids = sorted(_shard(sorted(splits), shard), key=lambda patient_id: SPLITS.index(splits[patient_id]))
     row_type = row_dtype(max(map(len, patient_ids)), columns)
     record = RecordFormat(settings)
     screen = _Screen(on_error)
@@ -109,11 +114,31 @@ def write_dataset(
                     for patient in screen.usable(patients):
                         written[split].write(patient)
                 if not written[split].patients:
-                    raise UserError(
-                        f"split {split}: every patient was skipped, first because of {screen.skipped[-1]['error']}"
-                    )
+                    written.pop(split).rows.unlink()
+                    if shard is None or not written and len(screen.skipped) == len(patient_ids):
+                        raise UserError(
+                            f"split {split}: every patient was skipped, first because of {screen.skipped[-1]['error']}"
+                        )
+        np.save(folder / "fingerprints.npy", np.concatenate([part for one in written.values() for part in one.fingerprints]))
         write_metadata(folder / "slices", record, {split: writer.shards for split, writer in written.items()})
-        _write_manifest(folder, settings, record, written, skipped=screen.skipped, source=dict(source or {}))
+        write_manifest(
+            folder,
+            settings,
+            record.layout(),
+            {split: {"patients": writer.patients, "slices": writer.slices} for split, writer in written.items()},
+            {f"slices/{name}": sum_ for one in written.values() for name, sum_ in one.shards.checksums.items()},
+            skipped=screen.skipped,
+            source=dict(source or {}) | ({"shard": "{}/{}".format(*shard)} if shard else {}),
+        )
+
+
+def _shard(patient_ids: list[str], shard: tuple[int, int] | None) -> list[str]:
+    if shard is None:
+        return patient_ids
+    i, n = shard
+    if n > len(patient_ids):
+        raise UserError(f"--shard={i}/{n}: there are {len(patient_ids)} patients; make fewer parts")
+    return np.array_split(patient_ids, n)[i - 1].tolist()
 
 
 class _Screen:
@@ -136,7 +161,7 @@ class _Screen:
 
     def _twin(self, patient: PatientSlices) -> UserError | None:
         """The refusal of a patient who has an image in common with an earlier one."""
-        fingerprints = patient.fingerprints()
+        fingerprints = patient.fingerprints[patient.fingerprints > 0].tolist()
         for fingerprint in fingerprints:
             if twin := self._patient_of.get(fingerprint):
                 return UserError(f"{patient.patient_id}: has the same images as {twin}; remove one of the two")
@@ -149,6 +174,7 @@ class _SplitWriter:
 
     def __init__(self, folder: Path, split: str, record: RecordFormat, row_type: np.dtype) -> None:
         self.patients = self.slices = 0
+        self.fingerprints: list[np.ndarray] = []
         self.shards = ShardWriter(folder / "slices", split, record.itemsize)
         self.rows = folder / f"rows-{split}.npy"
         self._record, self._row_type = record, row_type
@@ -161,6 +187,7 @@ class _SplitWriter:
     def write(self, patient: PatientSlices) -> None:
         self.patients += 1
         self.slices += len(patient.image)
+        self.fingerprints.append(patient.fingerprints)
         self._rows.write(patient.rows(self._row_type).tobytes())
         for record in self._record.serialize(vars(patient)):
             self.shards.write(record)
@@ -177,23 +204,26 @@ class _SplitWriter:
         npy.write_array_header_2_0(self._rows, {"descr": descr, "fortran_order": False, "shape": (self.slices,)})
 
 
-def _write_manifest(
-    folder: Path, settings: Settings, record: RecordFormat, written: Mapping[str, _SplitWriter], **more: Any
+def write_manifest(
+    folder: Path,
+    settings: Settings,
+    record: Mapping[str, Any],
+    splits: Mapping[str, Mapping[str, int]],
+    checksums: Mapping[str, str],
+    **more: Any,
 ) -> None:
+    """manifest.json of a data set whose rows-SPLIT.npy lie in `folder`; `checksums` are of its other files."""
     files = {}
-    for writer in written.values():
-        with writer.rows.open("rb") as file:
-            files[writer.rows.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        files |= {f"slices/{name}": checksum for name, checksum in writer.shards.checksums.items()}
+    for split in splits:
+        with (folder / f"rows-{split}.npy").open("rb") as file:
+            files[f"rows-{split}.npy"] = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
-        "patients": sum(writer.patients for writer in written.values()),
-        "slices": sum(writer.slices for writer in written.values()),
-        "splits": {
-            split: {"patients": writer.patients, "slices": writer.slices} for split, writer in written.items()
-        },
+        "patients": sum(counts["patients"] for counts in splits.values()),
+        "slices": sum(counts["slices"] for counts in splits.values()),
+        "splits": splits,
         "settings": settings.to_json(),
-        "record": record.layout(),
-        "files": files,
+        "record": record,
+        "files": {**files, **checksums},
     }
-    manifest = {"format_version": FORMAT_VERSION, "digest": content_digest(content), **content, **more}
+    manifest = {"format_version": FORMAT_VERSION, "digest": content_digest({**content, **more}), **content, **more}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

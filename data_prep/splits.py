@@ -1,7 +1,9 @@
 """Which patient belongs to which split. A patient is never in two."""
 
+import bisect
 import csv
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,13 +16,23 @@ PATIENT_SHARES = {"train": 0.60, "validation": 0.10, "query": 0.10, "reference":
 FOLD_SHARES = {"train": 0.90, "validation": 0.10}
 
 
-def split_by_hash(patient_ids: Iterable[str], shares: Mapping[str, float], *, seed: int) -> dict[str, str]:
-    """patient_id -> split, by order of a seeded hash; every split gets a patient, and training what the others leave.
+def split_by_hash(
+    patient_ids: Iterable[str], shares: Mapping[str, float], *, seed: int, growing: bool = False
+) -> dict[str, str]:
+    """patient_id -> split, by a seeded hash.
+
+    By order of the hash: every split gets its share of the patients, at least one, and training what the others leave.
+    Or, for data sets that grow, each patient by its own hash, whoever else is there: shares hold on average.
 
     Raises:
-        UserError: fewer patients than splits.
+        UserError: fewer patients than splits, unless growing.
     """
-    ordered = sorted(patient_ids, key=lambda patient_id: hashlib.sha256(f"{seed} {patient_id}".encode()).digest())
+    ordered = sorted(patient_ids, key=lambda patient_id: _digest(seed, patient_id))
+    if growing:
+        names = [name for name in shares if name != "train"]
+        ends = list(itertools.accumulate(shares[name] for name in names))
+        places = (int.from_bytes(_digest(seed, patient_id)) / 2**256 for patient_id in ordered)
+        return dict(zip(ordered, ([*names, "train"][bisect.bisect(ends, place)] for place in places)))
     if len(ordered) < len(shares):
         raise UserError(
             f"{len(ordered)} labelled patients: too few for the splits {', '.join(shares)}; "
@@ -32,13 +44,17 @@ def split_by_hash(patient_ids: Iterable[str], shares: Mapping[str, float], *, se
     return dict(zip(ordered, names))
 
 
-def split_labelled(labelled: Mapping[str, bool], *, seed: int) -> dict[str, str]:
+def _digest(seed: int, patient_id: str) -> bytes:
+    return hashlib.sha256(f"{seed} {patient_id}".encode()).digest()
+
+
+def split_labelled(labelled: Mapping[str, bool], *, seed: int, growing: bool = False) -> dict[str, str]:
     """patient_id -> split by hash, for patients of which some have no labels.
 
     Those can be found but neither train nor score: they are for reference.
     """
     labelled_ids = [patient_id for patient_id, has_label in labelled.items() if has_label]
-    splits = split_by_hash(labelled_ids, PATIENT_SHARES, seed=seed) if labelled_ids else {}
+    splits = split_by_hash(labelled_ids, PATIENT_SHARES, seed=seed, growing=growing) if labelled_ids else {}
     return {patient_id: splits.get(patient_id, "reference") for patient_id in labelled}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from decomp_jax.data.schema import ANATOMY_CLASSES
-from decomp_jax.preparation.field import axial
+from decomp_jax.preparation.field import planar
 
 FLUID_T1 = 0.3  # of cerebrospinal fluid in the template
 MARGIN = 8  # voxels kept around the brain
@@ -53,7 +53,7 @@ def load_template() -> Template:
 
     image = datasets.load_mni152_template(resolution=1)
     tissues = datasets.load_mni152_gm_template(resolution=1), datasets.load_mni152_wm_template(resolution=1)
-    volumes = [axial(np.asarray(volume.dataobj, np.float32)) for volume in (image, *tissues)]
+    volumes = [planar(np.asarray(volume.dataobj, np.float32), "axial") for volume in (image, *tissues)]
     first = image.affine[:3, 3]
     last = first + np.array(image.shape) - 1
 

@@ -183,3 +183,30 @@ errors.run_program(lambda: encode.encode_split(sys.argv[1], sys.argv[2], "query"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_a_liver_by_ct_in_two_parts(tmp_path):
+    """Data, training, report and a query of another organ, by a window, with classes of its own."""
+    from tests.data_prep.test_volumes import write_liver
+
+    write_liver(tmp_path / "src")
+    for i in (1, 2):
+        run("-m", "data_prep", "volumes", f"--src={tmp_path}/src", f"--out={tmp_path}/part-{i}", f"--shard={i}/2",
+            "--workers=1", "--size=64", "--window=-100,250", "--field_mm=400", "--anatomy_labels=liver")
+    run("-m", "data_prep", "join", f"--out={tmp_path}/all", tmp_path / "part-1", tmp_path / "part-2")
+    run("train.py", *TINY, f"--workdir={tmp_path}/run", f"--config.data.dir={tmp_path}/all")
+    run("evaluate.py", "report", f"--workdir={tmp_path}/run", f"--data={tmp_path}/all", f"--out={tmp_path}/report")
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["segmentation"]["dice"].keys() == {"cancer", "whole lesion"}
+    assert metrics["retrieval"]["oracle_normal"]["normal"]["dice@5"]["mean"] > 0.9
+    bank = f"{tmp_path}/bank"
+    run("evaluate.py", "encode", f"--workdir={tmp_path}/run", f"--data={tmp_path}/all", "--split=train", f"--out={bank}")
+    row = np.load(f"{bank}/rows.npy")[0]
+    scan = tmp_path / "src" / "imagesTr" / f"{row['patient_id']}.nii.gz"
+    run("evaluate.py", "query", f"--workdir={tmp_path}/run", f"--bank={bank}", f"--image={scan}",
+        f"--slice={row['slice_index']}", "--k=48", f"--out={tmp_path}/hits")
+    nearest = next(csv.DictReader((tmp_path / "hits" / "hits.csv").open()))
+    assert float(nearest["distance"]) == 0
+    preprocessing = json.loads((tmp_path / "bank" / "bank.json").read_text())["preprocessing"]
+    assert preprocessing["foreground"] == "window" and preprocessing["field_mm"] == 400

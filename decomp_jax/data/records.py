@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ class SliceDataset:
         self.digest: str = manifest["digest"]
         self.rows = _map_rows(data_dir / f"rows-{split}.npy")
         self._shards = [
-            data_dir / name for name in sorted(manifest["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
+            folder / name
+            for folder, part in _parts(data_dir, manifest)
+            for name in sorted(part["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
         ]
         self._ends = np.cumsum([_count_records(path, self._record_bytes) for path in self._shards], dtype=int)
         self._open = functools.lru_cache(_OPEN_FILES)(functools.partial(open, mode="rb", buffering=0))
@@ -107,6 +109,20 @@ class SliceDataset:
         crc = functools.reduce(google_crc32c.extend, buffers[1:-1], 0)
         if ((crc >> 15 | crc << 17) + _CRC_MASK_DELTA) & 0xFFFFFFFF != int.from_bytes(buffers[-1], "little"):
             raise UserError(f"{path}: record {i} is damaged (checksum); copy or prepare the data again")
+
+
+def _parts(data_dir: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and manifest of each part of a joined data set, or of the only one."""
+    if "parts" not in manifest:
+        yield data_dir, manifest
+    for part in manifest.get("parts", []):
+        folder = data_dir / part["path"]
+        if not folder.is_dir():
+            raise UserError(f"{folder}: not found, a part of {data_dir}; join the parts again where they lie")
+        known = read_manifest(folder)
+        if known["digest"] != part["digest"]:
+            raise UserError(f"{folder}: is not what was joined as {data_dir}; join again")
+        yield folder, known
 
 
 def _count_records(path: Path, record_bytes: int) -> int:

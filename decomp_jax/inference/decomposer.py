@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from decomp_jax.config import Config
-from decomp_jax.data.schema import Settings
+from decomp_jax.data.schema import PREPROCESSING, Settings
 from decomp_jax.errors import UserError
 from decomp_jax.mesh import data_mesh, replicated, split_over, to_host
 from decomp_jax.models.network import DecompositionNet
@@ -95,8 +95,8 @@ class Decomposer:
 
     def check_images(self, settings: Settings, where: str) -> None:
         """Raises UserError naming the first setting in which images differ from those the network was trained on."""
-        for name, value in self.settings.preprocessing.items():
-            other = settings.preprocessing[name]
+        for name in PREPROCESSING:
+            value, other = getattr(self.settings, name), getattr(settings, name)
             if other != value:
                 raise UserError(
                     f"{where}: prepared with {name}={other}, the network was trained on {value}; prepare alike"

@@ -30,16 +30,16 @@ BY = {
 
 
 def run_query(
-    workdir: str | Path, bank: str | Path, image: str | Path, *, slice_index: int | None,
-    lesion_from: str | Path | None, lesion_slice: int | None, by: Literal["normal", "abnormal", "both"], k: int,
-    out: str | Path,
+    workdir: str | Path, bank: str | Path, image: str | Path, *, slice_index: int | None, mask: str | Path | None,
+    lesion_from: str | Path | None, lesion_slice: int | None, lesion_mask: str | Path | None,
+    by: Literal["normal", "abnormal", "both"], k: int, out: str | Path,
 ) -> None:
     """Writes OUT/hits.csv and OUT/sheet.png, the query beside its hits.
 
     Args:
         workdir: a training run; the image is prepared as its training images were.
         bank: a bank encoded by that run's network.
-        image: a NIfTI volume, with `slice_index`, or a picture.
+        image: a volume, with `slice_index` and, where the skull is not stripped, a `mask` of the brain; or a picture.
         lesion_from: another image, whose lesion is looked for in place of the first one's; needs by="both".
         k: number of hits.
 
@@ -49,20 +49,21 @@ def run_query(
     if lesion_from is not None and by != "both":
         raise UserError(f"--lesion_from: searches for the anatomy of one image with the lesion of another; "
                         f"use --by=both, not --by={by}")
-    if lesion_slice is not None and lesion_from is None:
-        raise UserError("--lesion_slice: names a slice of --lesion_from; give that, too (it may be the same scan)")
+    if (lesion_slice is not None or lesion_mask is not None) and lesion_from is None:
+        raise UserError("--lesion_slice, --lesion_mask: are of --lesion_from; give that, too (it may be the same scan)")
     decomposer, searched = Decomposer.restore(workdir), CodeBank.load(bank)
     if searched.meta.get("model_digest") != decomposer.model_digest:
         raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
-    sources = [(image, slice_index)] + ([] if lesion_from is None else [(lesion_from, lesion_slice)])
-    images = np.stack([_prepare(path, index, decomposer) for path, index in sources])
+    sources = [(image, slice_index, mask)]
+    sources += [] if lesion_from is None else [(lesion_from, lesion_slice, lesion_mask)]
+    images = np.stack([_prepare(*source, decomposer) for source in sources])
     output = decomposer.decompose(images)
     hits = searched.search(
         normal=None if by == "abnormal" else output.normal_indices[:1],
         abnormal=None if by == "normal" else output.abnormal_indices[-1:], k=k,
     )
     out = Path(out)
-    names = [_name(path, index) for path, index in sources]
+    names = [_name(path, index) for path, index, _ in sources]
     with mpl.rc_context(STYLE):
         sheet = _sheet(decomposer, searched, hits, images, output, names, by)
         if jax.process_index() == 0:
@@ -71,16 +72,20 @@ def run_query(
                 sheet.savefig(file)
 
 
-def _prepare(path: str | Path, slice_index: int | None, decomposer: Decomposer) -> Float[np.ndarray, "s s c"]:
-    if slice_index is None:
-        return prepare_picture(Path(path), decomposer.settings)
-    return prepare_scan(Path(path), decomposer.settings, slice_index)
+def _prepare(
+    path: str | Path, slice_index: int | None, mask: str | Path | None, decomposer: Decomposer
+) -> Float[np.ndarray, "s s c"]:
+    if slice_index is not None:
+        return prepare_scan(Path(path), decomposer.settings, slice_index, mask and Path(mask))
+    if mask is not None:
+        raise UserError(f"{mask}: is of a volume; name the slice of {path}, too")
+    return prepare_picture(Path(path), decomposer.settings)
 
 
 def _name(path: str | Path, slice_index: int | None) -> str:
     """Name of an image below its tile, in lines that fit."""
-    stem = Path(path).name.removesuffix(".gz").rpartition(".")[0]
-    lines = textwrap.wrap(stem, NAME_WIDTH)[:1] + ([] if slice_index is None else [f"slice {slice_index}"])
+    name = Path(path).name
+    lines = textwrap.wrap(name.removesuffix(".gz").rpartition(".")[0] or name, NAME_WIDTH)[:1] + ([] if slice_index is None else [f"slice {slice_index}"])
     return "\n".join(lines)
 
 

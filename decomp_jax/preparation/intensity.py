@@ -1,4 +1,4 @@
-"""Intensities: z-scores over the foreground, clipped and mapped to [0, 1]."""
+"""Intensities: z-scores over the foreground, or values within a window, clipped and mapped to [0, 1]."""
 
 from pathlib import Path
 
@@ -12,21 +12,37 @@ RESIDUE = 1e-4
 MAX_FOREGROUND = 0.9  # a volume with more voxels other than 0 has no background
 
 
-def normalise(path: Path, data: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """z-score over the brain, clipped and mapped to [0,1], 0 outside; and the brain, as bool.
+def normalise(
+    path: Path, data: np.ndarray, settings: Settings, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A volume in [0,1], 0 outside the foreground; and the foreground, as bool.
 
-    The brain is every voxel other than 0, but for residue of resampling (`RESIDUE`).
+    By `settings.foreground` that is every voxel other than 0, but for residue of resampling (`RESIDUE`), and values are
+    z-scores over it; or every voxel above the window's lower end, and values are as stored. Within `mask` alone, if
+    there is one.
 
     Raises:
-        UserError: the volume is all zero, constant, or not skull-stripped.
+        UserError: the volume has no foreground, is constant, or is to be skull-stripped and is not.
     """
+    if mask is not None:
+        data = np.where(mask, data, settings.intensity_clip[0] if settings.foreground == "window" else 0)
+    if settings.foreground == "window":
+        return _windowed(path, data, settings)
     magnitude = np.abs(data)
     if not magnitude.any():
         raise UserError(f"{path}: every voxel is 0; export the scan again")
-    brain = magnitude > RESIDUE * np.percentile(magnitude[magnitude > 0], 99)
-    if brain.mean() > MAX_FOREGROUND:
-        raise UserError(f"{path}: has no background of 0; strip the skull first")
-    return scale_intensity(path, data, brain, settings), brain
+    foreground = magnitude > RESIDUE * np.percentile(magnitude[magnitude > 0], 99)
+    if foreground.mean() > MAX_FOREGROUND:
+        raise UserError(f"{path}: has no background of 0; strip the skull first, or name its brain mask with --mask")
+    return scale_intensity(path, data, foreground, settings), foreground
+
+
+def _windowed(path: Path, data: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    low, high = settings.intensity_clip
+    foreground = data > low
+    if not foreground.any():
+        raise UserError(f"{path}: no voxel is above {low:g}, where --window begins; give it in the volume's unit")
+    return ((np.clip(data, low, high) - low) / (high - low)).astype(np.float32), foreground
 
 
 def scale_intensity(path: Path, data: np.ndarray, foreground: np.ndarray, settings: Settings) -> np.ndarray:

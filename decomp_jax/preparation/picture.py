@@ -13,9 +13,10 @@ from jaxtyping import Float16, Float32
 from PIL import Image
 from scipy import ndimage
 
-from decomp_jax.data.schema import Settings
+from decomp_jax.data.schema import FIELD_MM, Settings
 from decomp_jax.errors import UserError
-from decomp_jax.preparation.field import FIELD_MM, field_mean, field_nearest
+from decomp_jax.preparation import dicom
+from decomp_jax.preparation.field import field_mean, field_nearest
 from decomp_jax.preparation.intensity import scale_intensity
 from decomp_jax.preparation.volume import load_volume
 
@@ -27,7 +28,7 @@ COLOURS = ("P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes ot
 
 
 def load_picture(path: Path) -> np.ndarray:
-    """Grey values [rows,columns], float32, of a PNG, JPEG, NIfTI or NumPy file; colours become luminance.
+    """Grey values [rows,columns], float32, of a PNG, JPEG, NIfTI, DICOM or NumPy file; colours become luminance.
 
     Raises:
         UserError: the file can't be read as one 2-D image of finite values.
@@ -82,7 +83,10 @@ def _load_values(path: Path, *, luminance: bool) -> np.ndarray:
             return np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: can't be read as a NumPy array ({error}); save it again") from error
-    raise UserError(f"{path}: is no PNG, JPEG, NIfTI or .npy file; convert it")
+    if name.endswith(dicom.SUFFIX):
+        values = dicom.read_single(path, display=luminance)
+        return np.asarray(Image.fromarray(values.astype(np.uint8)).convert("L")) if values.ndim == 3 else values
+    raise UserError(f"{path}: is no PNG, JPEG, NIfTI, DICOM (.dcm) or .npy file; convert it")
 
 
 def _as_plane(path: Path, values: np.ndarray) -> np.ndarray:
@@ -102,7 +106,7 @@ def prepare_picture(path: Path, settings: Settings) -> np.ndarray:
         UserError: the file can't be used, or the settings are those of scans.
     """
     if settings.foreground != FOREGROUND:
-        raise UserError(f"{path}: the model was trained on scans, not on pictures; give a NIfTI volume and --slice")
+        raise UserError(f"{path}: the model was trained on scans, not on pictures; give a volume and --slice")
     return prepare_values(path, load_picture(path), settings)
 
 

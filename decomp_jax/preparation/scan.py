@@ -1,4 +1,4 @@
-"""Scans: the volumes of one visit, normalised, and their axial slices on the field."""
+"""Scans: the volumes of one visit, normalised, and their slices on the field."""
 
 import dataclasses
 import functools
@@ -10,10 +10,10 @@ import numpy as np
 
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
-from decomp_jax.preparation.field import FIELD_MM, axial, field_mean, field_nearest, voxel_edges
+from decomp_jax.preparation.field import PLANES, field_mean, field_nearest, planar, voxel_edges
 from decomp_jax.preparation.intensity import normalise
 from decomp_jax.preparation.releases import find_patients, match_name
-from decomp_jax.preparation.volume import check_same_grid, load_volume
+from decomp_jax.preparation.volume import Source, check_same_grid, load_volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,87 +21,134 @@ class Scan:
     """The volumes of one visit on their common grid.
 
     Attributes:
-        volume: the first modality, for its grid.
+        source: the first modality.
+        volume: that modality, for its grid.
         images: float32 [x,y,z] in [0,1], one a modality.
-        brain: bool [x,y,z], brain in any modality.
+        foreground: bool [x,y,z], what shows the body in any modality.
+        settings: size, field and plane of the slices.
     """
 
+    source: Source
     volume: nib.Nifti1Image
     images: list[np.ndarray]
-    brain: np.ndarray
+    foreground: np.ndarray
+    settings: Settings
 
     @property
-    def slices_with_brain(self) -> np.ndarray:
-        return np.flatnonzero(self.brain.any(axis=(0, 1))).astype(np.int32)
+    def filled_slices(self) -> np.ndarray:
+        """Those that show foreground, int32 [n]."""
+        return np.flatnonzero(planar(self.foreground, self.settings.plane).any(axis=(1, 2))).astype(np.int32)
 
-    def image(self, slice_index: np.ndarray, size: int) -> np.ndarray:
+    def image(self, slice_index: np.ndarray) -> np.ndarray:
         """float16 [n,S,S,C]"""
-        spacing = _pixel_spacing(self.volume)
-        channels = [field_mean(axial(image)[slice_index], spacing, size) for image in self.images]
+        plane, size, field_mm = self.settings.plane, self.settings.size, self.settings.field_mm
+        slices = (planar(image, plane)[slice_index] for image in self.images)
+        channels = [field_mean(channel, self._pixel_spacing, size, field_mm) for channel in slices]
         return np.stack(channels, axis=-1).astype(np.float16)
 
-    def labels(self, labels: np.ndarray, slice_index: np.ndarray, size: int) -> np.ndarray:
+    def labels(self, labels: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
         """uint8 [n,S,S] from labels [x,y,z]"""
-        return field_nearest(axial(labels)[slice_index], _pixel_spacing(self.volume), size)
+        slices = planar(labels, self.settings.plane)[slice_index]
+        return field_nearest(slices, self._pixel_spacing, self.settings.size, self.settings.field_mm)
 
     def position_mm(self, slice_index: np.ndarray) -> np.ndarray:
-        """Height of the slices' centres in the scanner's or atlas's space, float32 [n]."""
-        x, y, _ = (np.asarray(self.volume.shape) - 1) / 2
-        heights = [nib.affines.apply_affine(self.volume.affine, (x, y, z))[2] for z in slice_index]
-        return np.asarray(heights, np.float32)
+        """Height of the slices' centres along the plane's axis, in the scanner's or atlas's space, float32 [n]."""
+        axis = PLANES[self.settings.plane][0]
+        points = np.tile((np.asarray(self.volume.shape) - 1) / 2, (len(slice_index), 1))
+        points[:, axis] = slice_index
+        return nib.affines.apply_affine(self.volume.affine, points)[:, axis].astype(np.float32)
+
+    def require_in_field(self, voxels: np.ndarray, what: str) -> None:
+        """Raises UserError if any of the voxels [x,y,z] would be cut off."""
+        voxels, field_mm = planar(voxels, self.settings.plane), self.settings.field_mm
+        for cut, mm in zip((voxels.any(axis=(0, 2)), voxels.any(axis=(0, 1))), self._pixel_spacing):
+            edges = voxel_edges(len(cut), mm, field_mm)
+            if (cut & ((edges[1:] <= 0) | (edges[:-1] >= field_mm))).any():
+                raise UserError(
+                    f"{self.source.path}: {what} reaches beyond {field_mm:g} mm; centre it, mend the voxel size, or "
+                    "prepare with a larger --field_mm"
+                )
+
+    @property
+    def _pixel_spacing(self) -> tuple[float, float]:
+        """Height and width of a slice's pixels in mm, rounded so that 1 mm survives float32 headers."""
+        spacing = nib.affines.voxel_sizes(self.volume.affine).round(4).tolist()
+        _, rows, columns = PLANES[self.settings.plane]
+        return spacing[rows], spacing[columns]
 
 
-def load_scan(paths: Sequence[Path], settings: Settings) -> Scan:
-    """Loads and normalises one file a modality.
+def load_scan(sources: Sequence[Source], settings: Settings, mask: Source | None = None) -> Scan:
+    """Loads and normalises one source a modality, within a mask if there is one.
 
     Raises:
-        UserError: a file can't be used, their grids differ, or the brain does not fit the field.
+        UserError: a file can't be used, their grids differ, or the brain does not fit the field. What a window shows
+            may be cut off: a table, arms.
     """
-    return make_scan(paths, [load_volume(path) for path in paths], settings)
+    return make_scan(sources, [load_volume(*source) for source in sources], settings, mask)
 
 
-def make_scan(paths: Sequence[Path], volumes: Sequence[nib.Nifti1Image], settings: Settings) -> Scan:
-    """`load_scan` of volumes that are loaded; `paths` name them in errors."""
-    for path, volume in zip(paths[1:], volumes[1:]):
-        check_same_grid(path, volume, paths[0], volumes[0])
-    images, brains = zip(*(normalise(path, np.asarray(v.dataobj), settings) for path, v in zip(paths, volumes)))
-    scan = Scan(volumes[0], list(images), functools.reduce(np.logical_or, brains))
-    for cut, mm in zip((scan.brain.any(axis=(0, 2)), scan.brain.any(axis=(1, 2))), _pixel_spacing(scan.volume)):
-        edges = voxel_edges(len(cut), mm)
-        if (cut & ((edges[1:] <= 0) | (edges[:-1] >= FIELD_MM))).any():
-            raise UserError(f"{paths[0]}: the brain reaches beyond {FIELD_MM:g} mm; centre it or mend the voxel size")
+def make_scan(
+    sources: Sequence[Source], volumes: Sequence[nib.Nifti1Image], settings: Settings, mask: Source | None = None
+) -> Scan:
+    """`load_scan` of volumes that are loaded; `sources` name them in errors."""
+    for source, volume in zip(sources[1:], volumes[1:]):
+        check_same_grid(source.path, volume, sources[0].path, volumes[0])
+    inside = None if mask is None else _load_mask(mask, sources[0], volumes[0])
+    images, foregrounds = zip(*(
+        normalise(source.path, np.asarray(volume.dataobj), settings, inside) for source, volume in zip(sources, volumes)
+    ))
+    scan = Scan(sources[0], volumes[0], list(images), functools.reduce(np.logical_or, foregrounds), settings)
+    if settings.foreground == "nonzero":
+        scan.require_in_field(scan.foreground, "the brain")
     return scan
 
 
-def prepare_scan(path: Path, settings: Settings, slice_index: int) -> np.ndarray:
+def _load_mask(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarray:
+    volume = load_volume(*source)
+    check_same_grid(source.path, volume, like.path, grid)
+    values = np.unique(volume.dataobj)
+    if len(values) != 2 or values[0] != 0:
+        raise UserError(f"{source.path}: is no mask of the body, 0 outside and one value inside; name another --mask")
+    return np.asarray(volume.dataobj) > 0
+
+
+def prepare_scan(path: Path, settings: Settings, slice_index: int, mask: Path | None = None) -> np.ndarray:
     """One slice of a new scan, float16 [S,S,C], prepared as the records with these settings were.
 
     Args:
-        path: the scan; with several modalities, any of the patient's files, named as in a BraTS release.
+        path: the scan: a NIfTI file, or the folder of a DICOM series. With several modalities, any of the patient's
+            files, named as in a BraTS release, or a folder of files, or of series' folders, named MODALITY.
         settings: of the data that a network was trained on.
-        slice_index: axial position, counted from the feet.
+        slice_index: position along the plane's axis, counted from the feet (back, left).
+        mask: a mask of the brain, for a head that is not skull-stripped.
 
     Raises:
-        UserError: the file can't be used, the settings are not those of scans, or the slice shows no brain.
+        UserError: the file can't be used, the settings are not those of scans, or the slice shows no foreground.
     """
-    if settings.foreground != "nonzero":
+    if settings.foreground not in ("nonzero", "window"):
         raise UserError(f"{path}: the model was trained on pictures, not on scans; give a picture of the slice")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: does not exist; check the path")
     paths, match = [path], match_name(path)
     if match and match[2] not in settings.modalities:
         raise UserError(f"{path}: is {match[2]}, the model reads {', '.join(settings.modalities)}; give that file")
-    if len(settings.modalities) > 1:
+    if len(settings.modalities) > 1 and path.is_dir():
+        paths = [_file_of(path, name) for name in settings.modalities]
+    elif len(settings.modalities) > 1:
         if not match:
-            raise UserError(f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does")
+            raise UserError(
+                f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does, or give a folder "
+                f"with {settings.modalities[0]}.nii.gz and so on"
+            )
         paths = find_patients(path.parent)[match[1]].paths(settings.modalities)
-    scan = load_scan(paths, settings)
-    if slice_index not in (with_brain := scan.slices_with_brain):
-        raise UserError(f"{path}: slice {slice_index} shows no brain; take one from {with_brain[0]} to {with_brain[-1]}")
-    return scan.image(np.asarray([slice_index]), settings.size)[0]
+    scan = load_scan([Source(path) for path in paths], settings, mask and Source(mask))
+    if slice_index not in (filled := scan.filled_slices):
+        raise UserError(f"{path}: slice {slice_index} shows nothing; take one from {filled[0]} to {filled[-1]}")
+    return scan.image(np.asarray([slice_index]))[0]
 
 
-def _pixel_spacing(volume: nib.Nifti1Image) -> tuple[float, float]:
-    """Height and width of an axial slice's pixels in mm, rounded so that 1 mm survives float32 headers."""
-    x, y, _ = nib.affines.voxel_sizes(volume.affine).round(4).tolist()
-    return y, x
+def _file_of(folder: Path, modality: str) -> Path:
+    for name in (f"{modality}.nii.gz", f"{modality}.nii", modality):
+        if (folder / name).exists():
+            return folder / name
+    raise UserError(f"{folder}: holds neither {modality}.nii.gz nor a folder {modality} of a DICOM series; add it")

@@ -1,14 +1,15 @@
-"""NIfTI files: read whole, checked, and turned to the body's axes."""
+"""Volumes on disk: read whole, checked, and turned to the body's axes."""
 
 import gzip
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
 from decomp_jax.errors import UserError
+from decomp_jax.preparation import dicom
 
 SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, not millimetres
 MAX_TILT_DEGREES = 10.0
@@ -17,12 +18,45 @@ DAMAGED = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError
            ValueError)
 
 
-def load_volume(path: Path) -> nib.Nifti1Image:
-    """A 3-D NIfTI volume, float32, its axes ordered and flipped to right, anterior, superior; 2-D is one slice.
+class Source(NamedTuple):
+    """Where a volume lies.
+
+    Attributes:
+        path: a NIfTI or DICOM file, or the folder of a DICOM series; messages name it.
+        channel: place along the fourth axis of a file that may have one.
+        files: of the series, where the folder holds others, too.
+    """
+
+    path: Path
+    channel: int | None = None
+    files: tuple[Path, ...] = ()
+
+
+def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] = ()) -> nib.Nifti1Image:
+    """A 3-D volume, float32, its axes ordered and flipped to right, anterior, superior; 2-D is one slice.
+
+    Args: see `Source`.
 
     Raises:
         UserError: the file is damaged or is no volume with finite values and a usable affine.
     """
+    if path.suffix.lower() == dicom.SUFFIX:
+        files = (path,)
+    image = dicom.read_series(path, files) if files or path.is_dir() else _parse(path, _unpacked(path))
+    if channel is not None:
+        channels = image.shape[3] if image.ndim == 4 else 1
+        if channel >= channels:
+            raise UserError(f"{path}: has shape {image.shape} and so no channel {channel}; add it or name others")
+        image = image.slicer[..., channel] if image.ndim == 4 else image
+    return _checked(path, image)
+
+
+def parse_volume(path: Path, data: bytes) -> nib.Nifti1Image:
+    """`load_volume` of the bytes of a NIfTI file, no longer compressed; `path` names it in errors."""
+    return _checked(path, _parse(path, data))
+
+
+def _unpacked(path: Path) -> bytes:
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
@@ -31,12 +65,10 @@ def load_volume(path: Path) -> nib.Nifti1Image:
         raise UserError(f"{path}: is a damaged or no gzip file ({error}); {CURE}") from error
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
-    return parse_volume(path, data)
+    return data
 
 
-def parse_volume(path: Path, data: bytes) -> nib.Nifti1Image:
-    """`load_volume` of a file's bytes, no longer compressed; `path` names it in errors."""
-    image = _parse(path, data)
+def _checked(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
     if image.ndim not in (2, 3):
         raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
     if image.get_data_dtype().kind not in "iuf":
@@ -104,24 +136,20 @@ def check_same_grid(path: Path, volume: nib.Nifti1Image, like_path: Path, like: 
         raise UserError(f"{path}: its affine disagrees with {like_path.name} by up to {shift:.1f} mm; mend its header")
 
 
-def load_labels(path: Path, like_path: Path, like: nib.Nifti1Image, label_map: Mapping[int, int]) -> np.ndarray:
-    """Lesion labels uint8 [x,y,z] on the grid of the volume `like`.
+def load_labels(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarray:
+    """Label values int32 [x,y,z], as stored, on the grid of the volume `grid`, which was read from `like`.
 
     Raises:
-        UserError: the file is damaged, has another grid, or has labels that `label_map` lacks.
+        UserError: the file is damaged, has another grid, or has values that are no whole numbers.
     """
-    volume = load_volume(path)
-    check_same_grid(path, volume, like_path, like)
-    values = np.unique(volume.dataobj)
-    if fractional := [value for value in values if abs(value - round(float(value))) > 1e-3]:
-        raise UserError(f"{path}: has label {fractional[0]:g}, no whole number; resample labels with nearest neighbour")
-    if unknown := [round(float(value)) for value in values if round(float(value)) not in label_map]:
-        meaning = " (the resection cavity, in releases from 2024)" if unknown[0] == 4 else ""
+    if source.path.suffix.lower() == dicom.SUFFIX:
+        return dicom.read_segments(source.path, grid)
+    volume = load_volume(*source)
+    check_same_grid(source.path, volume, like.path, grid)
+    data = np.asarray(volume.dataobj)
+    values = data.round().astype(np.int32)
+    if (fractional := np.abs(data - values) > 1e-3).any():
         raise UserError(
-            f"{path}: has label {unknown[0]}{meaning}, which its release does not name; "
-            f"map it to 0, 1 NCR, 2 ED or 3 ET, as with --label_map={unknown[0]}:0"
+            f"{source.path}: has label {data[fractional][0]:g}, no whole number; resample labels with nearest neighbour"
         )
-    labels = np.zeros(volume.shape, np.uint8)
-    for value in values:
-        labels[volume.dataobj == value] = label_map[round(float(value))]
-    return labels
+    return values

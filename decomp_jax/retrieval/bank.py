@@ -202,17 +202,17 @@ class CodeBank:
 
     def search_patients(
         self, queries: Queries, *, heights: Float[np.ndarray, "q"], k: int = 10,
-        within_mm: Mapping[str, float] = WITHIN_MM, exclude: Sequence[str] = (),
+        within_mm: Mapping[str, float] = WITHIN_MM, exclude: Sequence[str] = (), mesh: Mesh | None = None,
     ) -> PatientHits:
         """The k patients nearest to one, exactly; see `decomp_jax.retrieval.patients` for the distance.
 
-        One process searches the whole bank, on its first device.
-
         Args:
             queries: a query for each of the patient's slices. Both paths: their two distances are added.
-            heights: of the slices, in the unit of the bank's column `position_mm`, or of `slice_index` without it.
+            heights: of the slices, in the unit of the bank's `heights`.
             within_mm: for each path how far apart in height matched slices may be.
             exclude: ids of patients to leave out.
+            mesh: shards the bank over its axis "data"; each process searches the whole bank, on its own devices of the
+                mesh. None: the first local device.
 
         Raises:
             UserError: naming the argument that doesn't fit.
@@ -224,7 +224,7 @@ class CodeBank:
             raise UserError(f"within_mm: needs numbers from 0 on for {', '.join(PATHS)}, not {dict(within_mm)}")
         _check_k(k)
         queries.check(self.grid, self.codebooks)
-        indices = {path: self._patient_index(path) for path in queries.paths}
+        indices = {path: self._patient_index(path, _one_axis(mesh).local_mesh) for path in queries.paths}
         return search_patients(indices, self.codebooks, queries, heights=heights, within_mm={**WITHIN_MM, **within_mm},
                                k=k, exclude=exclude)
 
@@ -242,14 +242,20 @@ class CodeBank:
         codes = {path: getattr(self, f"{path}_indices")[rows] for path in queries.paths}
         return contributions(queries, codes, self.codebooks) * (rows >= 0)[..., None, None]
 
-    def _patient_index(self, path: str) -> PatientIndex:
-        if path not in self.cache:
+    @property
+    def heights(self) -> Float[np.ndarray, "n"]:
+        """Of the rows: `position_mm`, or `slice_index` where that is not there or not known, as of pictures."""
+        if "position_mm" in self.rows.dtype.names and np.isfinite(self.rows["position_mm"]).all():
+            return self.rows["position_mm"]
+        return self.rows["slice_index"].astype(np.float32)
+
+    def _patient_index(self, path: str, mesh: Mesh) -> PatientIndex:
+        if (path, mesh) not in self.cache:
             read = functools.partial(self.read, (path,), slice(None))
-            column = "position_mm" if "position_mm" in self.rows.dtype.names else "slice_index"
-            self.cache[path] = make_patient_index(
-                read, self.rows["patient_id"], self.rows[column], by_lesion=is_sparse(path, self.codebooks[path]),
+            self.cache[path, mesh] = make_patient_index(
+                read, self.rows["patient_id"], self.heights, mesh, by_lesion=is_sparse(path, self.codebooks[path]),
             )
-        return self.cache[path]
+        return self.cache[path, mesh]
 
     @functools.cached_property
     def codebooks(self) -> dict[str, Float64[np.ndarray, "k d"]]:
@@ -257,9 +263,7 @@ class CodeBank:
 
     def _index(self, paths: tuple[str, ...], mesh: Mesh | None) -> Index:
         """The paths' codes on a mesh's devices, kept from one search to the next."""
-        mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
-        if mesh.axis_names != ("data",):
-            raise UserError(f"mesh: needs one axis, \"data\", not {mesh.axis_names}")
+        mesh = _one_axis(mesh)
         if (paths, mesh) not in self.cache:
             codebooks = {path: self.codebooks[path] for path in paths}
             read = functools.partial(self.read, paths)
@@ -365,6 +369,14 @@ def require_same_model(bank: CodeBank, other: CodeBank) -> None:
     for name in ("normal_codebook", "abnormal_codebook"):
         if not np.array_equal(getattr(bank, name), getattr(other, name)):
             raise UserError(f"{other.name}/{name}.npy: differs from {bank.name}'s; encode both with one model")
+
+
+def _one_axis(mesh: Mesh | None) -> Mesh:
+    """The mesh, or one of the first local device."""
+    mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
+    if mesh.axis_names != ("data",):
+        raise UserError(f"mesh: needs one axis, \"data\", not {mesh.axis_names}")
+    return mesh
 
 
 def _check_k(k: int) -> None:

@@ -13,6 +13,7 @@ Exact by bounds: one scan gives lower bounds of all D, their minima a lower boun
 are computed in the order of the bounds, until the k-th is below the next bound.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Float64, Int64, Shaped, UInt16
 
 from decomp_jax.retrieval.distance import add_up, quantise
@@ -48,25 +51,27 @@ class PatientHits(NamedTuple):
 
 
 class PatientIndex(NamedTuple):
-    """Slices of one path by patient and height; patients are padded to whole groups, all of them to whole blocks.
+    """Slices of one path by patient and height; patients are padded to whole groups, each device's slices to whole blocks.
 
     Attributes:
         codes: uint16 [n,p].
-        on_device: the same; where the device is the CPU, in the same memory.
+        on_devices: the same, shared out; where the device is the CPU, in the same memory.
         heights: float32 [n], mm; nan for padding.
         weights: float64 [n], 0 for padding; not 0 in all slices of a patient.
         rows: int64 [n], the bank's; -1 for padding.
         starts: [patients+1], position of each patient's first slice; the last is where padding alone begins.
         names: sorted ids of the patients.
+        mesh: the devices, along its axis "data".
     """
 
     codes: UInt16[np.ndarray, "n p"]
-    on_device: UInt16[Array, "n p"]
+    on_devices: UInt16[Array, "n p"]
     heights: Float32[np.ndarray, "n"]
     weights: Float64[np.ndarray, "n"]
     rows: Int64[np.ndarray, "n"]
     starts: Int64[np.ndarray, "s"]
     names: np.ndarray
+    mesh: Mesh
 
 
 class _Slices(NamedTuple):
@@ -87,15 +92,16 @@ class _Slices(NamedTuple):
     farthest: float
 
 
-def make_patient_index(read: Callable[[np.ndarray | slice], np.ndarray], ids: np.ndarray, heights: np.ndarray, *,
-                       by_lesion: bool) -> PatientIndex:
+def make_patient_index(read: Callable[[np.ndarray | slice], np.ndarray], ids: np.ndarray, heights: np.ndarray,
+                       mesh: Mesh, *, by_lesion: bool) -> PatientIndex:
     """Index of N rows. `read` gives the codes uint16 [n,p] of some; `by_lesion`: weigh by the cells that hold something."""
     order = np.lexsort((heights, ids))
     heads = run_starts(ids[order])
     sizes = np.diff(heads, append=len(ids))
     padded = -(-sizes // GROUP) * GROUP
     starts = np.concatenate([[0], np.cumsum(padded)])
-    total = -(-max(starts[-1], 1) // BLOCK) * BLOCK
+    share = BLOCK * mesh.size
+    total = -(-max(starts[-1], 1) // share) * share
     at = np.arange(len(ids)) + np.repeat(starts[:-1] - heads, sizes)
     rows, codes = np.full(total, -1), aligned((total, read(slice(0)).shape[1]), np.dtype(np.uint16))
     weights, sorted_heights = np.zeros(total), np.full(total, np.nan, np.float32)
@@ -106,7 +112,8 @@ def make_patient_index(read: Callable[[np.ndarray | slice], np.ndarray], ids: np
     if len(heads):
         empty = np.add.reduceat(weights, starts[:-1]) == 0
         weights[at] += np.repeat(empty, sizes)
-    return PatientIndex(codes, jax.device_put(codes), sorted_heights, weights, rows, starts, ids[order[heads]])
+    on_devices = jax.device_put(codes, NamedSharding(mesh, P("data")))
+    return PatientIndex(codes, on_devices, sorted_heights, weights, rows, starts, ids[order[heads]], mesh)
 
 
 def search_patients(
@@ -169,7 +176,8 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     tables = np.pad(slices.tables, ((0, 0), (0, 0), padding), mode="edge")
     heights = np.pad(slices.heights, padding, mode="edge")
     with jax.enable_x64(True):
-        there, back = _scan(index.on_device, index.heights, tables, heights, slices.reach, np.float32(slices.farthest))
+        scan = _sharded_scan(index.mesh)
+        there, back = scan(index.on_devices, index.heights, tables, heights, slices.reach, np.float32(slices.farthest))
     groups, end = np.asarray(there)[:index.starts[-1] // GROUP, :count], index.starts[-1]
     there = np.minimum.reduceat(groups, index.starts[:-1] // GROUP) @ (slices.weights / slices.weights.sum())
     back, weights = (np.add.reduceat(values[:end], index.starts[:-1])
@@ -177,7 +185,14 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     return (there + back / weights) / 2 - ROUNDING * slices.farthest
 
 
-@jax.jit
+@functools.cache
+def _sharded_scan(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
+    """`_scan`, each device scanning its own codes."""
+    return jax.jit(jax.shard_map(
+        _scan, mesh=mesh, in_specs=(P("data"), P("data"), P(), P(), P(), P()), out_specs=P("data"), check_vma=False,
+    ))
+
+
 def _scan(
     codes: UInt16[Array, "n p"], heights: Float32[Array, "n"], tables: Float[Array, "p k i"],
     query_heights: Float32[Array, "i"], reach: Float32[Array, ""], farthest: Float32[Array, ""],

@@ -15,14 +15,15 @@ from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.picture import FOREGROUND as PICTURES
 from decomp_jax.preparation.picture import luminance_of, prepare_values
-from decomp_jax.preparation.scan import Scan, make_scan
-from decomp_jax.preparation.volume import declared_bytes, parse_volume
+from decomp_jax.preparation.scan import make_scan
+from decomp_jax.preparation.volume import Source, declared_bytes, parse_volume
 
-# Pixels of a picture, voxels of a scan (float32 copies of one take some 1.5 GB while it is prepared), scans kept.
+# Pixels of a picture; voxels of a scan, of which float32 copies take some 1.5 GB while it is prepared; bytes of
+# prepared slices that are kept.
 MOST_PIXELS = 1 << 25
 MOST_VOXELS = 1 << 26
 MOST_BYTES = 9 * MOST_VOXELS
-SCANS = 2
+MOST_KEPT = 1 << 28
 GZIP, PNG, JPEG = b"\x1f\x8b", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 HEADER = 540  # bytes of the longest NIfTI header
 # Stands for the file's name, which stays in the browser.
@@ -30,12 +31,12 @@ FILE = Path("the file")
 
 
 class Brought:
-    """The scans and pictures of one reading room; the oldest are forgotten."""
+    """The slices of scans and pictures that were brought to one room; the oldest are forgotten."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._numbers = itertools.count(1)
-        self._kept: collections.OrderedDict[int, Scan | np.ndarray] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[int, dict[int, np.ndarray]] = collections.OrderedDict()
 
     def take(self, data: bytes) -> dict[str, Any]:
         """Number of what was brought, and the slices of a scan that can be asked for.
@@ -51,24 +52,28 @@ class Brought:
         if picture != (self._settings.foreground == PICTURES):
             wanted = "scans: bring a NIfTI file" if picture else "pictures: bring a PNG or JPEG"
             raise UserError(f"{FILE}: the network was trained on {wanted}")
-        image = prepare_values(FILE, _bitmap(data), self._settings) if picture else _scan(data, self._settings)
+        if picture:
+            slices = {0: prepare_values(FILE, _bitmap(data), self._settings)}
+        else:
+            slices = _slices(data, self._settings)
         number = next(self._numbers)
-        self._kept[number] = image
-        while len(self._kept) > SCANS:
+        self._kept[number] = slices
+        while len(self._kept) > 1 and sum(_size(kept) for kept in self._kept.values()) > MOST_KEPT:
             self._kept.popitem(last=False)
-        slices = [0] if picture else image.slices_with_brain.tolist()
-        return {"number": number, "slices": slices, "scan": not picture}
+        return {"number": number, "slices": list(slices), "scan": not picture}
 
     def slice_of(self, number: Any, slice_index: Any) -> np.ndarray:
         """float16 [S,S,C]. Raises UserError if there is no such slice, or no longer."""
-        image = self._kept.get(number) if type(number) is int else None
-        if image is None:
+        slices = self._kept.get(number) if type(number) is int else None
+        if slices is None:
             raise UserError(f"{FILE}: is no longer at hand; bring it again")
-        if isinstance(image, np.ndarray):
-            return image
-        if type(slice_index) is not int or slice_index not in image.slices_with_brain:
-            raise UserError("slice: shows no brain; take another one")
-        return image.image(np.array([slice_index]), self._settings.size)[0]
+        if type(slice_index) is not int or slice_index not in slices:
+            raise UserError("slice: shows nothing; take another one")
+        return slices[slice_index]
+
+
+def _size(slices: dict[int, np.ndarray]) -> int:
+    return sum(image.nbytes for image in slices.values())
 
 
 def _bitmap(data: bytes) -> np.ndarray:
@@ -88,7 +93,7 @@ def _bitmap(data: bytes) -> np.ndarray:
     return values
 
 
-def _scan(data: bytes, settings: Settings) -> Scan:
+def _slices(data: bytes, settings: Settings) -> dict[int, np.ndarray]:
     packed = data.startswith(GZIP)
     size, voxels = declared_bytes(FILE, _unpacked(data, HEADER)[0] if packed else data[:HEADER])
     if not 0 < voxels <= MOST_VOXELS or not 0 < size <= MOST_BYTES:
@@ -97,13 +102,24 @@ def _scan(data: bytes, settings: Settings) -> Scan:
         data, whole = _unpacked(data, size + 1)
         if not whole:
             raise UserError(f"{FILE}: is not what its header declares; copy or download it again")
-    return make_scan([FILE], [parse_volume(FILE, data)], settings)
+    scan = make_scan([Source(FILE)], [parse_volume(FILE, data)], settings)
+    filled = scan.filled_slices
+    return dict(zip(filled.tolist(), scan.image(filled)))
 
 
 def _unpacked(data: bytes, most: int) -> tuple[bytes, bool]:
-    """The first `most` bytes, no more being ever unpacked, and whether that is all, with the right checksum."""
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    """The first `most` bytes, no more being ever unpacked, and whether that is all, with the right checksums.
+
+    A gzip file may have several members, one after the other.
+    """
+    parts, length = [], 0
     try:
-        return unpacker.decompress(data, most), unpacker.eof
+        while data and length < most:
+            unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            parts.append(unpacker.decompress(data, most - length))
+            length, data = length + len(parts[-1]), unpacker.unused_data
+            if not unpacker.eof:
+                return b"".join(parts), False
+        return b"".join(parts), not data
     except zlib.error as error:
         raise UserError(f"{FILE}: is a damaged gzip file; copy or download it again") from error

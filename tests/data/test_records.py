@@ -7,9 +7,19 @@ import pytest
 
 from decomp_jax.data import records
 from decomp_jax.data.records import SliceDataset, read_manifest
-from decomp_jax.data.schema import content_digest
+from decomp_jax.data.schema import Settings, content_digest
 from decomp_jax.errors import UserError
-from tests.conftest import run_python
+from tests.conftest import ROOT, run_python
+
+
+def test_settings_of_older_files_stay_as_they_are():
+    """Digests and banks made before a setting came hold no more than they did."""
+    meta = json.loads((ROOT / "models" / "phantom64" / "meta.json").read_text())
+    assert json.loads(json.dumps(Settings.from_json(meta["settings"]).to_json())) == meta["settings"]
+    assert {*Settings("brats", 64).preprocessing} == {"size", "modalities", "foreground", "intensity_clip"}
+    other = Settings("volumes", 64, plane="coronal", field_mm=400.0)
+    assert Settings.from_json(json.loads(json.dumps(other.to_json()))) == other
+    assert other.preprocessing["plane"] == "coronal" and other.preprocessing["field_mm"] == 400
 
 
 def test_rows_and_records_agree(phantom):

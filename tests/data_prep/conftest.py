@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tests.data_prep import same_patients
 
+from data_prep import slices
 from data_prep.__main__ import parser
 from decomp_jax.data.schema import SPLITS
+from decomp_jax.errors import UserError
 
 LPS = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 39], [0, 0, 1, 0], [0, 0, 0, 1]])  # of BraTS, on a grid of 40
 SHAPE = (40, 40, 6)
+SIZE = 128  # of `as_brats`
 
 
 def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -94,3 +99,29 @@ def brats(tmp_path: Path) -> Path:
     for seed in range(5):
         save_patient(tmp_path / "brats", f"BraTS2021_{seed:05d}", seed)
     return tmp_path / "brats"
+
+
+@pytest.fixture(scope="session")
+def as_brats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `same_patients`, prepared from a BraTS release."""
+    folder = tmp_path_factory.mktemp("brats")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "map_in_order", one_by_one)
+        prepare(*same_patients.write_brats(folder / "src"), "--out", folder / "out", "--size", SIZE)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Prepares without workers: starting them takes longer than what they do here; `test_workers.py` has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "map_in_order", one_by_one)
+        yield
+
+
+def one_by_one(function: Callable, items: Iterable, *, workers: int, unit: str) -> Iterator[tuple]:
+    for item in items:
+        try:
+            yield item, function(item)
+        except UserError as error:
+            yield item, error

@@ -11,7 +11,8 @@ from tests.data_prep.conftest import LPS, SHAPE, damage, labels, save, save_pati
 from skimage.measure import block_reduce
 from skimage.transform import resize
 
-from data_prep.brats import prepare_patient
+from data_prep.brats import brats_cases
+from data_prep.cases import prepare_case
 from data_prep.slices import PatientSlices
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
@@ -21,12 +22,12 @@ from decomp_jax.preparation.scan import prepare_scan
 
 
 def prepare(src: Path, size: int = 256, modalities: tuple[str, ...] = ("t1ce",), **options) -> PatientSlices:
-    patients = find_patients(src)
-    return prepare_patient(
-        next(iter(patients)),
-        patients=patients,
+    cases = brats_cases(find_patients(src), {})
+    return prepare_case(
+        next(iter(cases)),
+        cases=cases,
         settings=Settings("brats", size, modalities=modalities),
-        **{"label_map": {}, "unlabelled": False, "anatomy": None, **options},
+        **{"unlabelled": False, "anatomy": None, "masks": None, **options},
     )
 
 
@@ -142,10 +143,10 @@ def test_several_modalities_are_channels(tmp_path):
 def test_patients_without_a_segmentation_need_the_flag(tmp_path):
     src = save_patient(tmp_path, "P")
     (src / "P_seg.nii.gz").unlink()
-    with pytest.raises(UserError, match="P has no seg file.*--unlabelled"):
+    with pytest.raises(UserError, match="P has no segmentation.*--unlabelled"):
         prepare(src)
     patient = prepare(src, unlabelled=True)
-    assert not patient.labelled and not patient.label.any()
+    assert not patient.labelled.any() and not patient.label.any()
 
 
 def resave(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = LPS) -> None:
@@ -247,10 +248,17 @@ def test_a_scan_to_query_with_is_prepared_as_the_records(tmp_path):
     np.testing.assert_array_equal(prepare_scan(path, settings, 3), expected.image[2])
     other = shutil.copy(path, tmp_path / "scan.nii.gz")
     np.testing.assert_array_equal(prepare_scan(other, Settings("phantom", 64), 3), expected.image[2, ..., :1])
-    with pytest.raises(UserError, match="P_t1ce.nii.gz: slice 0 shows no brain; take one from 1 to 5"):
+    with pytest.raises(UserError, match="P_t1ce.nii.gz: slice 0 shows nothing; take one from 1 to 5"):
         prepare_scan(path, settings, 0)
     with pytest.raises(UserError, match="name the files as BraTS does"):
         prepare_scan(other, settings, 3)
+    folder = tmp_path / "by name"
+    for name in settings.modalities:
+        save(folder / f"{name}.nii.gz", np.asarray(nib.load(src / f"P_{name}.nii.gz").dataobj))
+    np.testing.assert_array_equal(prepare_scan(folder, settings, 3), expected.image[2])
+    (folder / "t2.nii.gz").unlink()
+    with pytest.raises(UserError, match="by name: holds neither t2.nii.gz nor a folder t2"):
+        prepare_scan(folder, settings, 3)
     with pytest.raises(UserError, match="trained on pictures"):
         prepare_scan(path, Settings("images", 64, foreground="bright"), 3)
     assert SHAPE[2] == len(expected.image) + 1

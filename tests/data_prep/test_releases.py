@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tests.data_prep.conftest import labels, manifest, prepare, records, save, save_patient, table, volume
 
-from data_prep.brats import split_patients
+from data_prep.brats import brats_cases
+from data_prep.cases import split_cases
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.releases import find_patients
 
@@ -50,7 +51,7 @@ def test_the_resection_cavity_is_refused_unless_mapped(tmp_path):
     for seed in range(4):
         save_modern(src, f"BraTS-GLI-{seed:05d}-100", seed, (2, 3, 4))
     save_patient(src, "BraTS2021_00000", 9)  # here 4 stays enhancing tumour
-    with pytest.raises(UserError, match=r"-seg.nii.gz: has label 4 \(the resection cavity.*--label_map=4:0"):
+    with pytest.raises(UserError, match=r"-seg.nii.gz: has label 4, which nothing names; .*--label_map=4:0 .*resection cavity"):
         prepare("brats", "--src", src, "--out", tmp_path / "out", "--size", 64)
     prepare("brats", "--src", src, "--out", tmp_path / "out", "--size", 64, "--label_map=4:0")
     splits = manifest(tmp_path / "out")["splits"]
@@ -71,19 +72,19 @@ def test_visits_of_a_person_stay_together(tmp_path):
         for visit in ("000", "001"):
             save(tmp_path / "src" / f"BraTS-GLI-{person:05d}-{visit}-t1c.nii.gz", volume(person))
             save(tmp_path / "src" / f"BraTS-GLI-{person:05d}-{visit}-seg.nii.gz", labels())
-    patients = find_patients(tmp_path / "src")
-    splits = split_patients(patients, None, seed=0)
+    patients = brats_cases(find_patients(tmp_path / "src"), {})
+    splits = split_cases(patients, csv=None, seed=0)
     assert len(splits) == 12 and set(splits.values()) == {"train", "validation", "query", "reference"}
     assert all(splits[name] == splits[name[:-1] + "0"] for name in splits)
     csv = tmp_path / "splits.csv"
     csv.write_text("patient_id,split\n" + "".join(f"{n},{'train' if n[-1] == '0' else 'query'}\n" for n in patients))
     with pytest.raises(UserError, match="BraTS-GLI-00000 is in train and in query"):
-        split_patients(patients, csv, seed=0)
+        split_cases(patients, csv=csv, seed=0)
 
 
 def test_unlabelled_patients_are_for_reference(tmp_path, brats):
     (brats / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz").unlink()
-    assert split_patients(find_patients(brats), None, seed=0)["BraTS2021_00002"] == "reference"
+    assert split_cases(brats_cases(find_patients(brats), {}), csv=None, seed=0)["BraTS2021_00002"] == "reference"
     prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 64, "--unlabelled")
     assert {row["patient_id"] for row in table(tmp_path / "out") if not row["labelled"]} == {"BraTS2021_00002"}
 

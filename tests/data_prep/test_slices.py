@@ -65,7 +65,7 @@ def test_the_manifest_counts(tmp_path):
         "query": {"patients": 1, "slices": 3}, "reference": {"patients": 2, "slices": 6},
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "manifest.json", *sorted(f"rows-{split}.npy" for split in SPLITS), "slices"
+        "fingerprints.npy", "manifest.json", *sorted(f"rows-{split}.npy" for split in SPLITS), "slices"
     ]
 
 

@@ -21,6 +21,16 @@ def test_no_split_is_left_empty(n):
     assert set(splits.split_by_hash(IDS[:n], splits.PATIENT_SHARES, seed=0).values()) == set(splits.PATIENT_SHARES)
 
 
+def test_of_a_set_that_grows_patients_keep_their_splits():
+    shares = splits.PATIENT_SHARES
+    first, more = (splits.split_by_hash(IDS[:n], shares, seed=3, growing=True) for n in (60, 200))
+    assert first == {name: more[name] for name in first}
+    counts = collections.Counter(splits.split_by_hash(range(20000), shares, seed=0, growing=True).values())
+    for name, share in shares.items():
+        assert counts[name] / 20000 == pytest.approx(share, abs=5 * (share * (1 - share) / 20000) ** 0.5), name
+    assert splits.split_by_hash(IDS[:1], shares, seed=0, growing=True).keys() == {*IDS[:1]}
+
+
 def test_too_few_patients_are_refused():
     with pytest.raises(UserError, match="3 labelled patients: too few.*--splits"):
         splits.split_by_hash(IDS[:3], splits.PATIENT_SHARES, seed=0)

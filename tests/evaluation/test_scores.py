@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from decomp_jax.evaluation.rankers import METHODS, ORACLES, PLAIN, Method, Search, by_distance, rankers
+from decomp_jax.evaluation.rankers import METHODS, ORACLES, PLAIN, Block, Method, Search, by_distance, rankers
 from decomp_jax.evaluation.scores import Scores, score
 from decomp_jax.evaluation.slices import SliceSet, lesion_side
 from tests.evaluation.fakes import settings
@@ -58,6 +58,15 @@ def test_no_ranking_beats_the_oracle(scores: Scores) -> None:
         for measure in ("ndcg@10", "recall of ideal@10"):
             values = scores[f"oracle_{target}", target, measure]
             np.testing.assert_allclose(values[~np.isnan(values)], 1)
+
+
+def test_no_method_finds_a_slice_of_the_same_patient(query: SliceSet) -> None:
+    """The slice itself would be the nearest of all."""
+    search = Search(query, query, settings())
+    patients, block = query.rows["patient_id"], Block.prepare(search, np.flatnonzero(query.lesion))
+    for name, rank in rankers(search).items():
+        rows = np.asarray(rank(block))
+        assert ((patients[rows] != patients[block.queries][:, None]) | (rows < 0)).all(), name
 
 
 def test_only_slices_with_a_lesion_ask_for_lesions(query: SliceSet, scores: Scores) -> None:

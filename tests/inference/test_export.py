@@ -35,6 +35,13 @@ def test_numbers_have_their_intervals_or_say_why_not() -> None:
     assert "10,000 steps" in text and "from scratch" in text and "commit c0ffee" in text and "seed=3" in text
 
 
+def test_how_scans_were_prepared_is_said_where_it_is_not_as_ever() -> None:
+    settings = Settings("volumes", 64, ("CT",), "window", (-100.0, 250.0), field_mm=400.0, plane="coronal")
+    line = "64x64 pixels, CT, values from -100.0 to 250.0, a field of 400.0 mm, coronal slices. It refuses"
+    assert line in card(settings=settings.to_json())
+    assert "64x64 pixels, t1ce. It refuses" in card()
+
+
 def test_a_run_that_started_from_another_says_so() -> None:
     config = Config().to_dict()
     config["train"]["init_from"] = "/somewhere/models/first"

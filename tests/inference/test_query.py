@@ -32,7 +32,7 @@ def run(
         pixels = (255 * heads["query"].fields["image"][i, ..., 0].astype(float)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     return {"workdir": tmp_path, "bank": tmp_path / "bank", "image": tmp_path / "a.png", "slice_index": None,
-            "lesion_from": None, "lesion_slice": None, "by": "both", "k": 4, "out": tmp_path / "out"}
+            "mask": None, "lesion_from": None, "lesion_slice": None, "lesion_mask": None, "by": "both", "k": 4, "out": tmp_path / "out"}
 
 
 def hits_of(out: Path) -> list[dict[str, str]]:
@@ -86,6 +86,8 @@ def test_the_sheet_shows_the_images_where_they_are(
         ({"by": "normal", "lesion_from": "b.png"}, "--lesion_from"),
         ({"image": "nowhere.png"}, "nowhere.png"),
         ({"slice_index": 3}, "trained on pictures"),
+        ({"mask": "mask.nii.gz"}, "mask.nii.gz: is of a volume"),
+        ({"lesion_mask": "mask.nii.gz"}, "--lesion_mask: are of --lesion_from"),
     ],
 )
 def test_mistakes_are_told(run: dict, change: dict, message: str) -> None:

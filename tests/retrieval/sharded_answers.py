@@ -17,7 +17,7 @@ def main(out: str, *job: str) -> None:
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     answers = {}
     for kind in KINDS:
-        bank = make_bank(kind, 9000)
+        bank = whole = make_bank(kind, 9000)
         queries, (any_queries, _) = make_queries(bank, 5), make_any_queries(bank, "counter-example", 5)
         if job:  # A process that reads another's rows answers wrongly.
             mine = np.arange(9000) * int(job[1]) // 9000 == int(job[2])
@@ -30,6 +30,11 @@ def main(out: str, *job: str) -> None:
             answers |= {f"{kind} {k} rows": hits.rows, f"{kind} {k} distances": hits.distances}
         hits = bank.search(any_queries, k=4, exclude=patients, mesh=mesh)
         answers |= {f"{kind} rows": hits.rows, f"{kind} distances": hits.distances}
+        patient_hits = whole.search_patients(
+            any_queries, heights=np.arange(5.0), within_mm={"normal": 2}, k=6, mesh=mesh,
+        )
+        answers |= {f"{kind} patients": patient_hits.patients, f"{kind} patient distances": patient_hits.distances}
+        answers |= {f"{kind} {path} matches": rows for path, rows in patient_hits.matches.items()}
     np.savez(out, **answers)
 
 

@@ -95,6 +95,21 @@ def test_few_patients_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(bank.rows["patient_id"][hits.matches["normal"][0]], "p5")
 
 
+def test_pictures_have_no_heights() -> None:
+    """Their slices' numbers stand in for a height that is nan, as where there is no such column."""
+    bank = make_bank("clustered", 400)
+    rows = np.zeros(len(bank), [*bank.rows.dtype.descr, ("position_mm", "f4")])
+    rows["patient_id"], rows["position_mm"] = bank.rows["patient_id"], np.nan
+    rows["slice_index"] = np.arange(len(bank)) * 7 % 61
+    pictures = dataclasses.replace(bank, rows=rows)
+    queries, _ = make_any_queries(bank, "both latent", 4)
+    heights, within = np.array([0.0, 20, 40, 60]), {"normal": 5.0, "abnormal": np.inf}
+    hits = pictures.search_patients(queries, heights=heights, within_mm=within, k=5)
+    rows = rows.copy()
+    rows["position_mm"] = rows["slice_index"]
+    assert_exact(dataclasses.replace(bank, rows=rows), hits, queries, heights, within, 5)
+
+
 @pytest.mark.parametrize("n", [0, 3])
 def test_few_patients(n: int) -> None:
     bank = make_bank("uniform", 3)

@@ -1,0 +1,203 @@
+"""Layouts in which sets of volumes are kept: nnU-Net v2 and v1, Medical Segmentation Decathlon, MONAI datalists."""
+
+import collections
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.names import Regions
+from decomp_jax.errors import UserError
+from decomp_jax.preparation.releases import match_name
+from decomp_jax.preparation.volume import Source
+
+_NUMBERED = re.compile(r"(.+)_(\d{4})")  # CASE_0000: nnU-Net's name of a channel's file
+_SECTIONS = {"training": None, "validation": "validation", "testing": "test", "test": "test"}  # of a list -> fold
+_NIFTI = (".nii.gz", ".nii")
+
+
+class Found(NamedTuple):
+    """A case as its layout has it.
+
+    Attributes:
+        images: channel number -> where it lies.
+        fold: of a cross-validation, or the list that the case stands in.
+        regions: what its labels are called, where each case has names of its own.
+        subject: the person, where the layout tells.
+    """
+
+    case_id: str
+    images: Mapping[int, Source]
+    label: Source | None
+    fold: str | None
+    regions: Regions | None = None
+    subject: str | None = None
+
+
+class Layout(NamedTuple):
+    """A set of volumes.
+
+    Attributes:
+        title: what it is kept as.
+        names: file that names channels and labels.
+        channels: number -> name.
+        regions: name of a label -> its values.
+    """
+
+    title: str
+    names: Path
+    channels: Mapping[int, str]
+    regions: Regions
+    cases: list[Found]
+
+
+def read_layout(src: Path, channels: Mapping[int, str], regions: Regions) -> Layout:
+    """What `src`, a folder with dataset.json or a datalist, holds; `channels` and `regions` replace its own names.
+
+    Raises:
+        UserError: it is of no known layout, has not the form of one, or names no channels or labels.
+    """
+    path = src / "dataset.json" if src.is_dir() else src
+    if not path.is_file():
+        raise UserError(
+            f"--src {src}: holds no dataset.json (nnU-Net, Medical Segmentation Decathlon) and is no datalist (.json); "
+            "name another, or take `brats` for a BraTS release and --table for DICOM"
+        )
+    with _as_said(path):
+        meta = json.loads(path.read_text())
+        channels = channels or _channel_names(meta)
+        regions = regions or _regions(meta.get("labels", {}))
+        if "channel_names" in meta:
+            title, cases = "nnU-Net v2", _numbered_cases(path.parent, meta)
+        elif _SECTIONS.keys() & meta.keys():
+            title = "Medical Segmentation Decathlon or nnU-Net v1" if "modality" in meta else "MONAI datalist"
+            cases = _listed_cases(path.parent, meta, channels)
+        else:
+            raise UserError(f"{path}: has neither channel_names (nnU-Net v2) nor a list training; name another --src")
+    for flag, names, example in (("channels", channels, "t1ce=0"), ("labels", regions, "lesion=1")):
+        if not names:
+            raise UserError(f"{path}: names no {flag}; say what the numbers mean, as in --{flag}={example}")
+    if not cases:
+        raise UserError(f"{path}: names no cases, and none lie beside it; name another --src")
+    case_id, count = collections.Counter(case.case_id for case in cases).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{path}: case {case_id} is there twice; remove one, or give them names that differ")
+    return Layout(title, path, channels, regions, cases)
+
+
+@contextlib.contextmanager
+def _as_said(path: Path) -> Iterator[None]:
+    """Mistakes in the form of a JSON file are the user's."""
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: not of the form that its layout has ({what}); mend it") from error
+
+
+def _channel_names(meta: Mapping[str, Any]) -> dict[int, str]:
+    return {int(number): str(name) for number, name in {**meta.get("modality", {}), **meta.get("channel_names", {})}.items()}
+
+
+def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """From {name: number or numbers}, as nnU-Net v2 has it, or {number: name}, as the others do."""
+    regions: dict[str, tuple[int, ...]] = {}
+    for key, value in labels.items():
+        name, values = (str(value), [key]) if key.isdigit() else (key, value if isinstance(value, list) else [value])
+        regions[name] = (*regions.get(name, ()), *map(int, values))
+    return regions
+
+
+# ---------------------------------------------------------------- nnU-Net v2
+
+
+def _numbered_cases(folder: Path, meta: Mapping[str, Any]) -> list[Found]:
+    folds = _read_folds(folder)
+    if "dataset" in meta:
+        return [
+            Found(
+                case_id,
+                {number: Source(folder / image) for number, image in enumerate(entry["images"])},
+                Source(folder / entry["label"]) if entry.get("label") else None,
+                folds.get(case_id),
+            )
+            for case_id, entry in meta["dataset"].items()
+        ]
+    if (ending := meta["file_ending"]) not in _NIFTI:
+        raise UserError(f"{folder}/dataset.json: its files are {ending}; convert them to .nii.gz")
+    cases: dict[str, Found] = {}
+    for part, fold in (("Tr", None), ("Ts", "test")):
+        for path in _files(folder / f"images{part}", ending):
+            if match := _NUMBERED.fullmatch(path.name.removesuffix(ending)):
+                case = cases.setdefault(match[1], Found(match[1], {}, None, folds.get(match[1], fold)))
+                case.images[int(match[2])] = Source(path)
+        for path in _files(folder / f"labels{part}", ending):
+            name = path.name.removesuffix(ending)
+            case = cases.get(name, Found(name, {}, None, folds.get(name, fold)))
+            cases[name] = case._replace(label=Source(path))
+    return [cases[name] for name in sorted(cases)]
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+
+
+def _read_folds(folder: Path) -> dict[str, str]:
+    """case -> fold that validates with it, where splits_final.json lies beside dataset.json."""
+    path = folder / "splits_final.json"
+    if not path.is_file():
+        return {}
+    with _as_said(path):
+        folds = json.loads(path.read_text())
+        return {case_id: str(number) for number, fold in enumerate(folds) for case_id in fold["val"]}
+
+
+# ---------------------------------------------------------------- lists of images and labels
+
+
+def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, str]) -> list[Found]:
+    cases = []
+    for section, fold in _SECTIONS.items():
+        for item in meta.get(section, []):
+            item = {"image": item} if isinstance(item, str) else item
+            images, label = item["image"], item.get("label")
+            if label is not None and not isinstance(label, str):
+                raise UserError(f"label {label} is a number; volumes need a segmentation as label")
+            names = images if isinstance(images, list) else [images]
+            if any(Path(name).name.startswith("._") for name in names):
+                continue
+            cases.append(Found(
+                _case_id([Path(name) for name in names]),
+                _listed_images(folder, images, channels),
+                None if label is None else Source(folder / label),
+                str(item["fold"]) if "fold" in item else fold,
+            ))
+    if len({case.case_id for case in cases}) < len(cases):  # as of case1/image.nii.gz, case2/image.nii.gz
+        cases = [case._replace(case_id=next(iter(case.images.values())).path.parent.name) for case in cases]
+    return cases
+
+
+def _listed_images(folder: Path, images: str | Sequence[str], channels: Mapping[int, str]) -> dict[int, Source]:
+    """A file a channel, all channels in one file, or nnU-Net v1's CASE_0000.nii.gz in place of CASE.nii.gz."""
+    if isinstance(images, list):
+        return {number: Source(folder / image) for number, image in enumerate(images)}
+    path = folder / images
+    ending = next((ending for ending in _NIFTI if images.endswith(ending)), path.suffix)
+    numbered = {n: path.with_name(f"{path.name.removesuffix(ending)}_{n:04d}{ending}") for n in channels}
+    if not path.exists() and any(part.exists() for part in numbered.values()):
+        return {number: Source(part) for number, part in numbered.items() if part.exists()}
+    return {number: Source(path, number) for number in channels}
+
+
+def _case_id(paths: Sequence[Path]) -> str:
+    """What the names of a case's files have in common."""
+    if match := match_name(paths[0]):
+        return match[1]
+    stems = [re.sub(r"\.nii(\.gz)?$", "", path.name) for path in paths]
+    if len(stems) == 1:
+        return stems[0]
+    common = os.path.commonprefix(stems)
+    return re.sub(r"[-_.][^-_.]*$", "", common) if re.search("[-_.]", common) else paths[0].parent.name
