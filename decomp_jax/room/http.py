@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -148,7 +149,7 @@ class Guard:
 def make_app(room: Any, token: str) -> Starlette:
     """The server of a `session.Room`, whose methods are the paths below /api/."""
     desk = Desk()
-    ready = desk.start(room.warm_up)
+    steps = [desk.start(step) for step in room.warm_up()]
     readers = {"uploads": asyncio.Semaphore(MOST_UPLOADS), "requests": asyncio.Semaphore(MOST_REQUESTS)}
 
     @contextlib.asynccontextmanager
@@ -157,13 +158,14 @@ def make_app(room: Any, token: str) -> Starlette:
         desk.close()
 
     async def about(request: Request) -> Response:
-        if not ready.done():
-            return JSONResponse({"ready": False})
-        ready.result()
-        answer = await desk.run(lambda _: room.about(), None, of="", gone=request.is_disconnected)
-        return JSONResponse({"ready": True, **answer.data})
+        if not all(step.done() for step in steps):
+            return JSONResponse({"ready": False, "done": sum(step.done() for step in steps), "steps": len(steps)})
+        for step in steps:
+            step.result()
+        return JSONResponse({"ready": True, **room.about().data})
 
-    def answering(function: Callable[[Any], Answer], *, newest: bool = False, upload: bool = False) -> Callable:
+    def answering(function: Callable[[Any], Answer], *, newest: bool = False, upload: bool = False,
+                  listing: bool = False) -> Callable:
         async def answer(request: Request) -> Response:
             limit = readers["uploads" if upload else "requests"]
             if limit.locked():
@@ -171,6 +173,8 @@ def make_app(room: Any, token: str) -> Starlette:
             async with limit:
                 body = await request.body()
                 argument = body if upload else _parse(body)
+                if listing:  # needs no turn among computations
+                    return _pack(await run_in_threadpool(function, argument))
                 of = f"{request.url.path} {page}" if newest and (page := request.headers.get("x-page")) else ""
                 return _pack(await desk.run(function, argument, of=of, gone=request.is_disconnected))
         return _guarded(answer)
@@ -183,8 +187,8 @@ def make_app(room: Any, token: str) -> Starlette:
             Route("/", _file("index.html")),
             *(Route(f"/{name}", _file(name)) for name in PAGE),
             Route("/api/about", _guarded(about)),
-            post("patients", room.patients),
-            post("slices", room.slices),
+            post("patients", room.patients, listing=True),
+            post("slices", room.slices, listing=True),
             post("thumbnails", lambda request: room.thumbnails(request.get("rows"))),
             post("look", room.look, newest=True),
             post("paint", room.paint, newest=True),

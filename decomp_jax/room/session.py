@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.inference.decomposer import Decoding, Decomposer
 from decomp_jax.inference.display import LESION_COLOURS, Display
 from decomp_jax.inference.drawing import region_weights, sketch_latents
 from decomp_jax.retrieval import CodeBank, Queries, codes, latents
@@ -82,6 +83,7 @@ class Question:
         for name in ("other_patients", "one_per_patient"):
             require(isinstance(getattr(question, name), bool), name, "true or false")
         require(question.share == 1 or question.anatomy is not None, "anatomy", "an image")
+        require("drawing" not in (question.anatomy or {}), "anatomy", "an image, not a drawing")
         require(question.share == 0 or question.lesion is not None, "lesion", "an image or a drawing")
         return question
 
@@ -96,21 +98,25 @@ class Room:
         self._archive = Archive(bank.rows)
         self._brought = Brought(decomposer.settings)
 
-    def warm_up(self) -> None:
-        """Lays out the bank and compiles what questions need, so that the first one is answered as fast as others."""
+    def warm_up(self) -> list[Callable[[], Any]]:
+        """What lays out the bank and compiles for questions, so that the first is answered as fast as others."""
         if not len(self._bank):
-            return
-        self._pictures.pictures([{"row": row} for row in range(min(len(self._bank), BATCH))])
+            return [self.about]
+        size = self._decomposer.settings.size
         first, last = {"row": 0}, {"row": len(self._bank) - 1}
-        self.look({"image": last})
+        drawing = [0, size * (size // 2), 1, size, 0, size * size - size * (size // 2 + 1)]
+        steps = [
+            self.about,
+            functools.partial(self._pictures.pictures, [{"row": row} for row in range(min(len(self._bank), BATCH))]),
+            functools.partial(self.look, {"image": last}),
+        ]
         for share in (0.0, 0.5, 1.0):
-            self.ask({"anatomy": first, "lesion": last, "share": share})
-            self.ask({"anatomy": first, "lesion": last, "share": share, "like": [last]})
+            question = {"anatomy": first, "lesion": last, "share": share}
+            steps += [functools.partial(self.ask, question), functools.partial(self.ask, question | {"like": [last]})]
         if self._can_draw:
-            size = self._decomposer.settings.size
-            drawing = [0, size * (size // 2), 1, size, 0, size * size - size * (size // 2 + 1)]
-            self.paint({"anatomy": first, "drawing": drawing})
-            self.ask({"anatomy": first, "lesion": {"drawing": drawing}})
+            steps.append(functools.partial(self.paint, {"anatomy": first, "drawing": drawing}))
+            steps.append(functools.partial(self.ask, {"anatomy": first, "lesion": {"drawing": drawing}}))
+        return steps
 
     @property
     def _can_draw(self) -> bool:
@@ -118,10 +124,14 @@ class Room:
 
     def about(self) -> Answer:
         """What the page needs to know of network and archive."""
+        return Answer(self._about)
+
+    @functools.cached_property
+    def _about(self) -> dict[str, Any]:
         settings, rows = self._decomposer.settings, self._bank.rows
         some = np.linspace(0, len(rows) - 1, min(len(rows), 32)).astype(int)
         display = Display.fit(self._pictures.archived(some)[0].astype(np.float32)) if len(some) else Display(0, 1)
-        return Answer({
+        return {
             "model": self._decomposer.model_digest, "bank": self._digest, "slices": len(rows),
             "patients": len(self._archive), "size": settings.size, "grid": self._decomposer.grid,
             "modalities": settings.modalities, "classes": settings.lesion_classes,
@@ -129,7 +139,7 @@ class Room:
             "at_hand": self._pictures.at_hand, "can_draw": self._can_draw, "white": display.white,
             "margin": display.margin,
             "columns": self._archive.columns, "choices": self._archive.choices,
-        })
+        }
 
     def patients(self, request: dict[str, Any]) -> Answer:
         """Patients of the archive whose id contains {"text"} and that have a slice with {"where": column: value}."""
@@ -154,26 +164,19 @@ class Room:
     def look(self, request: dict[str, Any]) -> Answer:
         """What the network says of {"image"}: planes uint16 [S,S] of 0 to 65535, labels and codes."""
         picture, = self._pictures.pictures([_dictionary(request, "image")])
-        planes = {"image": picture.image}
-        lesion = np.zeros(picture.label.shape, np.uint8)
-        data = {"at_hand": picture.decomposition is not None}
-        if picture.decomposition is not None:
-            output = picture.decomposition
-            planes |= {"x_minus": output.x_minus, "x_plus": output.x_plus}
-            lesion = output.segmentation.argmax(-1).astype(np.uint8)
-            data["abnormality"] = float(output.abnormality)
-        else:
-            planes |= {"x_minus": self._lesion_free(picture), "x_plus": picture.image}
+        known = picture.decomposition
+        data = {"at_hand": known is not None}
+        if known is None:
+            decoded = self._decomposer.decode(*(picture.indices[path][None] for path in PATHS))
+            known = Decoding(decoded.x_plus[0], decoded.x_minus[0], decoded.segmentation[0])
+        planes = {"image": picture.image, "x_minus": known.x_minus, "x_plus": known.x_plus}
+        lesion = known.segmentation.argmax(-1).astype(np.uint8)
         if picture.row is not None:
             data["about"] = self._archive.describe(np.array([picture.row]))[0]
             data["row"] = picture.row
         arrays = {name: _plane(image) for name, image in planes.items()}
         indices = {f"{path}_codes": grid.astype(np.uint16) for path, grid in picture.indices.items()}
         return Answer(data, {**arrays, "label": picture.label, "lesion": lesion, **indices})
-
-    def _lesion_free(self, picture: Picture) -> np.ndarray:
-        nothing = np.zeros_like(picture.indices["abnormal"])
-        return self._decomposer.paint(picture.indices["normal"][None], nothing[None])[0]
 
     def paint(self, request: dict[str, Any]) -> Answer:
         """What the network paints from the anatomy of {"anatomy"} with {"drawing"}: a plane uint16 [S,S]."""
@@ -189,17 +192,17 @@ class Room:
         return sketch_latents(self._decomposer, drawn(runs, settings.size, len(settings.lesion_classes)))
 
     def ask(self, request: dict[str, Any]) -> Answer:
-        """The slices nearest to a `Question`, and what each cell of each adds to its distance, float32 [k,h,w]."""
+        """The slices nearest to a `Question`, and what each path and each cell (float32 [k,h,w]) adds to its distance."""
         question = Question.of(request)
         queries, asked = self._queries(question)
         patients = sorted({str(self._bank.rows["patient_id"][row]) for row in asked if row is not None})
         exclude = np.resize(patients, (1, 2)) if question.other_patients and patients else None
         hits = self._bank.search(queries, k=question.k, exclude=exclude, one_per_patient=question.one_per_patient)
         rows = hits.rows[0][hits.rows[0] >= 0]
-        why = self._bank.contributions(queries, rows[None])[0]
-        data = {"rows": rows.tolist(), "distances": hits.distances[0][:len(rows)].tolist(),
+        why = {path: self._bank.contributions(_of_path(queries, path), rows[None])[0] for path in queries.paths}
+        data = {"rows": rows.tolist(), "parts": {path: cells.sum((1, 2)).tolist() for path, cells in why.items()}, "distances": hits.distances[0][:len(rows)].tolist(),
                 "about": self._archive.describe(rows)}
-        return Answer(data, {"why": why.astype(np.float32)})
+        return Answer(data, {"why": sum(why.values()).astype(np.float32)})
 
     def _queries(self, question: Question) -> tuple[Queries, list[int | None]]:
         """The queries, and the rows of the images in the two places."""
@@ -250,6 +253,10 @@ class Room:
         """The slice {"slice"} of what was brought as {"number"}, float16 [S,S,C], to be asked with."""
         image = self._brought.slice_of(request.get("number"), request.get("slice"))
         return Answer({}, {"pixels": image.astype("<f2")})
+
+
+def _of_path(queries: Queries, path: str) -> Queries:
+    return Queries(tuple(example for example in queries.examples if example.path == path))
 
 
 def _query(picture: Picture, path: str) -> Queries:

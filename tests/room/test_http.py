@@ -1,9 +1,11 @@
 """The server, attacked: each line of what a local service must hold against."""
 
 import asyncio
+import gc
 import json
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,8 +31,8 @@ class FakeRoom:
         self.free.set()
         self.asked: list[Any] = []
 
-    def warm_up(self) -> None:
-        pass
+    def warm_up(self) -> list[Callable]:
+        return []
 
     def about(self) -> Answer:
         return Answer({"slices": 3})
@@ -51,7 +53,10 @@ class FakeRoom:
     def bring(self, data: bytes) -> Answer:
         return Answer({"bytes": len(data)})
 
-    patients = slices = paint = ask_patients = slice_of = ask
+    def patients(self, request: Any) -> Answer:
+        return Answer({"patients": []})
+
+    slices, paint, ask_patients, slice_of = patients, ask, ask, ask
 
 
 @pytest.fixture
@@ -268,11 +273,40 @@ def test_what_a_client_that_left_has_asked_is_not_computed(room: FakeRoom) -> No
     assert room.asked == [{"n": 1}, {"n": 2}]
 
 
+def test_lists_do_not_wait_for_computations(room: FakeRoom) -> None:
+    async def attack(client: httpx2.AsyncClient) -> Any:
+        room.free.clear()
+        first = asyncio.create_task(client.post("/api/ask", json={}))
+        await asyncio.sleep(0.1)
+        try:
+            return [(await client.post(f"/api/{path}", json={})).status_code for path in ("patients", "slices")]
+        finally:
+            room.free.set()
+            await first
+
+    assert asking(room, attack) == [200, 200]
+
+
+def test_what_fails_after_a_while_is_not_told_in_the_log(room: FakeRoom, capsys: pytest.CaptureFixture) -> None:
+    def fail(_: Any) -> None:
+        time.sleep(3 * http.LOOK_FOR_CLIENT)
+        raise ValueError("patient Meyer")
+    room.look = fail
+
+    async def attack(client: httpx2.AsyncClient) -> Any:
+        answer = await client.post("/api/look", json={})
+        gc.collect()
+        return answer
+
+    assert asking(room, attack).status_code == 500
+    assert "Meyer" not in capsys.readouterr().err
+
+
 def test_until_the_archive_is_laid_out_the_page_is_told_so(room: FakeRoom) -> None:
     free = threading.Event()
-    room.warm_up = lambda: free.wait(20)
+    room.warm_up = lambda: [free.wait, free.wait]
     with TestClient(http.make_app(room, TOKEN), base_url=OWN) as client:
-        assert client.get("/api/about", headers=SIGNED).json() == {"ready": False}
+        assert client.get("/api/about", headers=SIGNED).json() == {"ready": False, "done": 0, "steps": 2}
         free.set()
         while not (known := client.get("/api/about", headers=SIGNED).json())["ready"]:
             pass

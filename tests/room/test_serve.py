@@ -24,13 +24,13 @@ from tests.evaluation.fakes import FakeDecomposer, Heads
 heads = Heads(2, 3, seed=0)
 decomposer = FakeDecomposer(heads.settings)
 bank = SliceSet.encode(decomposer, heads, "reference").bank
-Room.warm_up = lambda self: None
+Room.warm_up = lambda self: []
 run_program(lambda: serve_room(Room(decomposer, bank, heads, bank_digest=""), 0))
 """
 
 
 def test_it_prints_an_address_ends_by_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
-    program = start_python("-c", PROGRAM, TMPDIR=str(tmp_path), HOME=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
+    program = start_python("-c", PROGRAM, TMPDIR=str(tmp_path))
     try:
         address, token = program.stdout.readline().strip().split("/#")
         assert address.startswith("http://127.0.0.1:") and len(token) >= 43
@@ -46,6 +46,18 @@ def test_it_prints_an_address_ends_by_sigterm_and_leaves_nothing(tmp_path: Path)
         program.kill()
     assert program.returncode == 143 and not out and "Traceback" not in err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_it_ends_while_it_is_laid_out(tmp_path: Path) -> None:
+    """At once, but for the step that is under way."""
+    program = start_python("-c", PROGRAM.replace("self: []", "self: [lambda: __import__('time').sleep(1)] * 600"))
+    try:
+        assert program.stdout.readline().startswith("http://127.0.0.1:")
+        program.terminate()
+        program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 143
 
 
 def test_a_port_that_is_taken_is_told() -> None:

@@ -9,6 +9,7 @@ import pytest
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.inference.drawing import region_weights
+from decomp_jax.room import session
 from decomp_jax.room.session import Room
 from tests.evaluation.fakes import SIZE, FakeDecomposer, Heads
 
@@ -30,6 +31,7 @@ def check(answer: Any, cells: np.ndarray, *, without: np.ndarray, k: int) -> Non
     np.testing.assert_allclose(answer.data["distances"], np.sort(distances)[:len(rows)], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(distances[rows], answer.data["distances"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(answer.arrays["why"], cells[rows], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sum(np.array(part) for part in answer.data["parts"].values()), distances[rows], rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 1])
@@ -76,6 +78,22 @@ def test_an_image_that_was_brought_is_asked_with_as_one_of_the_archive(room: Roo
     assert room.ask(question).data == own.data, "the same question has the same answer"
 
 
+def test_a_drawing_is_asked_with(
+    room: Room, decomposer: FakeDecomposer, heads: dict[str, Heads], reference: SliceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the network would draw it to, here the share of each cell that is drawn."""
+    def share_of_cells(_: FakeDecomposer, labels: np.ndarray) -> np.ndarray:
+        return (labels > 0).reshape(4, SIZE // 4, 4, SIZE // 4).mean((1, 3))[..., None].astype(np.float32)
+
+    monkeypatch.setattr(session, "sketch_latents", share_of_cells)
+    drawing, bank = [0, SIZE * 5, 1, SIZE * 7, 2, SIZE * 3, 0, SIZE * 17], reference.bank
+    answer = room.ask({"anatomy": {"row": 8}, "lesion": {"drawing": drawing}, "k": 8})
+    labels = np.repeat(drawing[::2], drawing[1::2]).reshape(SIZE, SIZE)
+    points = bank.abnormal_codebook.astype(float)[bank.abnormal_indices] - share_of_cells(decomposer, labels)
+    cells = (points**2).sum(-1) + tables(decomposer, bank, heads["reference"].fields["image"][8])["normal"]
+    check(answer, cells / 2, without=bank.rows["patient_id"] == "r1", k=8)
+
+
 def test_one_slice_of_each_patient(room: Room) -> None:
     answer = room.ask({"anatomy": {"row": 0}, "share": 0, "one_per_patient": True})
     assert sorted(about["patient_id"] for about in answer.data["about"]) == [f"r{i}" for i in range(1, 8)]
@@ -104,6 +122,8 @@ def test_without_images_the_codes_are_asked_with_and_painted(
     painted = decomposer.paint(bank.normal_indices[5:6], bank.abnormal_indices[5:6])[0, ..., 0]
     np.testing.assert_allclose(look.arrays["image"] / 65535, painted, atol=1e-3)
     assert not look.data["at_hand"] and (look.arrays["label"] == 255).all()
+    seen = (bank.abnormal_indices[5] > 0).repeat(SIZE // 4, 0).repeat(SIZE // 4, 1)
+    np.testing.assert_array_equal(look.arrays["lesion"] > 0, seen)
     answer = painted_room.ask({"anatomy": {"row": 5}, "share": 0, "other_patients": False})
     book = bank.normal_codebook.astype(float)
     cells = ((book[bank.normal_indices] - book[bank.normal_indices[5]]) ** 2).sum(-1)
@@ -153,6 +173,7 @@ PIXELS = 2 * SIZE * SIZE
     ("slices", {"row": "r1"}, "row"),
     ("ask", {}, "anatomy"),
     ("ask", {"anatomy": {"row": 1}}, "lesion"),
+    ("ask", {"anatomy": {"drawing": [1, SIZE * SIZE]}, "share": 0}, "not a drawing"),
     ("ask", {"anatomy": {"row": 1}, "lesion": "x"}, "lesion"),
     ("ask", {"anatomy": {"row": 1}, "share": float("nan")}, "share"),
     ("ask", {"anatomy": {"row": 1}, "share": 0, "k": 10**9}, "k: needs"),

@@ -94,11 +94,18 @@ export async function ask(again = false) {
   const began = performance.now();
   const answer = await telling(() => call("ask", question));
   if (!answer) return undefined;
-  const { rows, distances, about } = answer.data;
+  const { rows, distances, parts, about } = answer.data;
   const cells = facts.grid * facts.grid;
   const why = rows.map((_, i) => answer.arrays.why.subarray(i * cells, (i + 1) * cells));
   const sorted = Float32Array.from(answer.arrays.why).sort();
-  cache.hits = { rows, distances, why, most: Math.max(sorted[Math.floor(0.98 * sorted.length)] ?? 1, 1e-6), question };
+  cache.hits = {
+    rows,
+    distances,
+    parts,
+    why,
+    most: Math.max(sorted[Math.floor(0.98 * sorted.length)] ?? 1, 1e-6),
+    question,
+  };
   say(`${rows.length} slices in ${Math.round(performance.now() - began)} ms`);
   change((now) => {
     now.tab = "hits";

@@ -265,7 +265,7 @@ function detail(row) {
       "div.facts",
       {},
       make("b", {}, `${id}, slice ${slice}`),
-      rank >= 0 && `  ·  distance ${cache.hits.distances[rank].toPrecision(4)}`,
+      rank >= 0 && `  ·  distance ${distance(rank)}`,
       make("br"),
       facts_.join("  ·  "),
     ),
@@ -281,6 +281,14 @@ function detail(row) {
       button("Open", "On the desk (double click)", () => openPatient(row)),
     ),
   );
+}
+
+/** A hit's distance, and of what it is made where both codes were asked by. @param {number} rank */
+function distance(rank) {
+  const { distances, parts } = cache.hits;
+  const text = distances[rank].toPrecision(3);
+  if (Object.keys(parts).length < 2) return text;
+  return `${text} = anatomy ${parts.normal[rank].toPrecision(3)} + lesion ${parts.abnormal[rank].toPrecision(3)}`;
 }
 
 /** The picture that keys act on: the chosen hit while the answers have the focus, else that on the desk. */

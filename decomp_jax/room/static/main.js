@@ -28,7 +28,7 @@ async function start() {
         "div.empty",
         {},
         make("strong", {}, "The archive is being laid out"),
-        "Network and codes are made ready. It takes seconds, with a million slices some minutes.",
+        `Step ${known.done + 1} of ${known.steps}. It takes seconds, with a million slices some minutes.`,
       ),
     );
     await new Promise((resolve) => {
