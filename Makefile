@@ -10,7 +10,7 @@ SHIPPED := $(wildcard models/phantom64)
 
 .PHONY: demo room test bench bench-training clean
 
-demo: $(DEMO)/report/index.html $(SHIPPED:models/%=$(DEMO)/report-%/index.html)
+demo: $(DEMO)/report/index.html $(SHIPPED:models/%=$(DEMO)/report-%/index.html) | .venv/serve
 	@echo "Open $^"
 	@echo "To ask the archive yourself: make room, which is"
 	@echo "  $(BIN)/python evaluate.py serve --workdir=$(DEMO)/train --bank=$(DEMO)/banks/reference"

@@ -192,7 +192,7 @@ class Room:
         return sketch_latents(self._decomposer, drawn(runs, settings.size, len(settings.lesion_classes)))
 
     def ask(self, request: dict[str, Any]) -> Answer:
-        """The slices nearest to a `Question`, and what each path and each cell (float32 [k,h,w]) adds to its distance."""
+        """The slices nearest to a `Question`, and what each path and each cell, float32 [k,h,w], adds to a distance."""
         question = Question.of(request)
         queries, asked = self._queries(question)
         patients = sorted({str(self._bank.rows["patient_id"][row]) for row in asked if row is not None})
@@ -200,7 +200,8 @@ class Room:
         hits = self._bank.search(queries, k=question.k, exclude=exclude, one_per_patient=question.one_per_patient)
         rows = hits.rows[0][hits.rows[0] >= 0]
         why = {path: self._bank.contributions(_of_path(queries, path), rows[None])[0] for path in queries.paths}
-        data = {"rows": rows.tolist(), "parts": {path: cells.sum((1, 2)).tolist() for path, cells in why.items()}, "distances": hits.distances[0][:len(rows)].tolist(),
+        data = {"rows": rows.tolist(), "distances": hits.distances[0][:len(rows)].tolist(),
+                "parts": {path: cells.sum((1, 2)).tolist() for path, cells in why.items()},
                 "about": self._archive.describe(rows)}
         return Answer(data, {"why": sum(why.values()).astype(np.float32)})
 

@@ -31,7 +31,7 @@ def check(answer: Any, cells: np.ndarray, *, without: np.ndarray, k: int) -> Non
     np.testing.assert_allclose(answer.data["distances"], np.sort(distances)[:len(rows)], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(distances[rows], answer.data["distances"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(answer.arrays["why"], cells[rows], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(sum(np.array(part) for part in answer.data["parts"].values()), distances[rows], rtol=1e-5)
+    np.testing.assert_allclose(np.sum([*answer.data["parts"].values()], 0), distances[rows], rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 1])
@@ -79,7 +79,8 @@ def test_an_image_that_was_brought_is_asked_with_as_one_of_the_archive(room: Roo
 
 
 def test_a_drawing_is_asked_with(
-    room: Room, decomposer: FakeDecomposer, heads: dict[str, Heads], reference: SliceSet, monkeypatch: pytest.MonkeyPatch
+    room: Room, decomposer: FakeDecomposer, heads: dict[str, Heads], reference: SliceSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By what the network would draw it to, here the share of each cell that is drawn."""
     def share_of_cells(_: FakeDecomposer, labels: np.ndarray) -> np.ndarray:
