@@ -1,9 +1,11 @@
-"""Uses a trained network: encode images, search codes, query with a new scan or on a page, report, export, adapt.
+"""Uses a trained network: encode images, search codes, query with a new scan or on a page, convert banks, report, ...
 
     python evaluate.py encode --workdir=RUN --data=DATA --split=reference --out=BANK
     python evaluate.py search --bank=BANK --queries=BANK2 --by=both --k=10 --out=hits.csv
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
+    python evaluate.py query  --workdir=RUN --bank=BANK --sketch=LESION.png --by=abnormal --out=DIR
     python evaluate.py serve  --workdir=RUN --bank=BANK
+    python evaluate.py convert --bank=BANK --to=parquet --out=FILE
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
     python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
     python evaluate.py adapt  --workdir=MODEL --data=DATA --out=MODEL2
@@ -32,7 +34,8 @@ CONTENTS = {"data": "manifest.json", "bank": "bank.json", "queries": "bank.json"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_encode, _add_search, _add_query, _add_serve, _add_report, _add_compare, _add_export, _add_adapt):
+    for add in (_add_encode, _add_search, _add_query, _add_serve, _add_convert, _add_report, _add_compare, _add_export,
+                _add_adapt):
         processes.add_flags(add(commands))
     return parser.parse_args()
 
@@ -57,23 +60,41 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
                          help="CSV normal_row,abnormal_row: anatomy of one query row, lesion of another")
     command.add_argument("--exclude_same_patient", action="store_true", help="never return the query's own patient")
     command.add_argument("--one_per_patient", action="store_true", help="at most one hit a patient")
+    command.add_argument("--level", choices=("slice", "patient"), default="slice",
+                         help="search for slices, or for the patients nearest to each patient (default: %(default)s)")
+    _add_within(command)
     return command
 
 
 def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    command = commands.add_parser("query", help="search with a new scan or picture")
+    command = commands.add_parser("query", help="search with a scan, a drawn lesion, examples, or a whole patient")
     command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
     command.add_argument("--bank", type=Path, required=True, help="the images searched")
-    command.add_argument("--image", type=Path, required=True,
+    command.add_argument("--image", type=Path,
                          help="NIfTI scan or folder of a DICOM series, with --slice, or picture (PNG, JPEG, DICOM, ...)")
     command.add_argument("--slice", type=int, dest="slice_index",
-                         help="slice of the scan, from the feet up (coronal: from the back, sagittal: from the left)")
+                         help="slice of the scan, and of drawings that are volumes, from the feet up (coronal: from the "
+                              "back, sagittal: from the left)")
     command.add_argument("--mask", type=Path, help="mask of the brain, if the scan is of a whole head")
     command.add_argument("--lesion_from", type=Path,
                          help="scan or picture whose lesion is searched with the anatomy of --image")
     command.add_argument("--lesion_slice", type=int, help="slice of --lesion_from")
     command.add_argument("--lesion_mask", type=Path, help="mask of the brain of --lesion_from")
+    command.add_argument("--sketch", type=Path, metavar="FILE",
+                         help="label map of a lesion, searched in place of the image's (PNG, .npy, NIfTI; any size)")
+    command.add_argument("--region", type=Path, metavar="FILE", help="mask of the part of the image that counts")
     command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
+    command.add_argument("--weight", type=float, metavar="W",
+                         help="share of the lesion in a search by both, 0 to 1 (default: 0.5)")
+    command.add_argument("--like", type=_rows, default=(), metavar="ROWS",
+                         help="rows of the bank that hits should be like, as 3,17; their patients are left out")
+    command.add_argument("--unlike", type=_rows, default=(), metavar="ROWS", help="rows that they should not be like")
+    command.add_argument("--codes", action="store_true",
+                         help="compare codes with codes (default: what is asked is not quantised)")
+    command.add_argument("--one_per_patient", action="store_true", help="at most one slice a patient")
+    command.add_argument("--level", choices=("slice", "patient"), default="slice",
+                         help="rank slices, or patients by all slices of the scan (default: %(default)s)")
+    _add_within(command)
     command.add_argument("--k", type=_positive, default=5, help="hits (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="folder for hits.csv and sheet.png")
     return command
@@ -88,14 +109,31 @@ def _add_serve(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     return command
 
 
+def _add_within(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--within_mm", type=float, metavar="D",
+                         help="for patients: how far apart in height matched slices may be (default: 5 by anatomy, any "
+                              "by lesion)")
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("convert", help="write a bank as one file that other programs search")
+    command.add_argument("--bank", type=Path, required=True)
+    command.add_argument("--to", required=True, choices=("parquet", "faiss"))
+    command.add_argument("--by", choices=PATHS, default="both", help="the codes written (default: %(default)s)")
+    command.add_argument("--out", type=Path, required=True, help="file to write")
+    return command
+
+
 def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="measure retrieval and write a page of it")
     command.add_argument("--workdir", type=Path, required=True, help="the run: its newest checkpoint is used")
     command.add_argument("--data", type=Path, required=True, help="a data set with query and reference images")
     command.add_argument("--out", type=Path, required=True,
                          help="folder for index.html, metrics.json, metrics.csv, figures/")
-    command.add_argument("--reference", choices=("reference", "train"), default="reference",
-                         help="the split searched")
+    command.add_argument("--reference", choices=("reference", "train", "others"), default="reference",
+                         help="the split searched; others: every patient of all splits asks among all others")
+    command.add_argument("--features", type=_named_file, action="append", default=[], metavar="NAME=FILE.npy",
+                         help="vectors of the slices to rank by as well (docs/evaluation.md); may be given again")
     return command
 
 
@@ -132,11 +170,25 @@ def _add_adapt(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     return command
 
 
+def _named_file(text: str) -> tuple[str, Path]:
+    name, _, file = text.partition("=")
+    if not name or not file.endswith(".npy"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE.npy")
+    return name, Path(file)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def _rows(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(row) for row in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no rows, such as 3,17") from None
 
 
 def require_same_command(command: str, args: dict[str, object]) -> None:
@@ -151,6 +203,8 @@ def require_same_command(command: str, args: dict[str, object]) -> None:
         for name, file in CONTENTS.items():
             if args.get(name) is not None:
                 values[f"the content of --{name}"] = _digest(args[name] / file)
+        for name, file in args.get("features", ()):
+            values[f"the content of --features {name}"] = _digest(file)
     processes.require_equal({"the command": command, **values})
 
 
@@ -185,6 +239,10 @@ def main() -> None:
         from decomp_jax.room.serve import serve
 
         serve(**args)
+    elif command == "convert":
+        from decomp_jax.retrieval.convert import convert
+
+        convert(**args)
     elif command == "report":
         from decomp_jax.evaluation.report import write_report
 

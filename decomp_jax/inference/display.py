@@ -4,11 +4,12 @@ Warm for lesions, lighter to darker by class; cool for anatomy, one hue a struct
 the right.
 """
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -19,8 +20,11 @@ from decomp_jax.data.schema import Settings
 INK, SOFT, ACCENT, BOUND = "#1c2733", "#8b97a3", "#0b5fa5", "#b3541e"
 LESION_COLOURS = ("#f7e04a", "#f0932b", "#c8321e", "#8a1c5c", "#ffb3a7")
 ANATOMY_COLOURS = ("#1b7f79", "#79c7bf", "#2a5caa", "#8fb4e3", "#7a4fa3", "#c3a4de")
-HITS_A_LINE = 5  # of a contact sheet
+FARTHER, NEARER = "#2f7de1", "#1e9e5a"  # of cells that add to a distance, or take from it
+NAME_WIDTH = 22  # characters below an image
+COLUMNS, NOTE_WIDTH = 6, 150  # of a contact sheet: tiles a line, characters a line of the note
 CELL, GAP, CAPTION, TITLE = 1.32, 0.08, 0.42, 0.36  # inches: an image, between images, below one, above a block
+HEAD, FOOT, LINE = 0.36, 0.36, 0.14  # inches: the heading, the key of colours, a line of the note
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT,
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
@@ -57,15 +61,34 @@ class Display(NamedTuple):
                 table = np.array([(0, 0, 0), *shades])
                 weight = alpha * (labels > 0)[..., None]
                 rgb = (1 - weight) * rgb + weight * table[labels]
-        cut = round(self.margin * len(rgb))
-        return rgb[cut : len(rgb) - cut, cut : len(rgb) - cut]
+        return self.crop(rgb)
+
+    def crop(self, array: Shaped[np.ndarray, "s s ..."]) -> Shaped[np.ndarray, "t t ..."]:
+        """Without the margin."""
+        cut = round(self.margin * len(array))
+        return array[cut : len(array) - cut, cut : len(array) - cut]
 
 
 class Tile(NamedTuple):
-    """An image of a contact sheet and what is written below it."""
+    """An image of a contact sheet.
+
+    Attributes:
+        name: what is written below it.
+        frame: colour of its frame.
+        outlines: masks of its size, by the colour in which they are drawn around.
+    """
 
     rgb: Float[np.ndarray, "t t 3"]
-    name: str
+    name: str = ""
+    frame: str | None = None
+    outlines: Mapping[str, Bool[np.ndarray, "t t"]] = {}
+
+
+class Section(NamedTuple):
+    """Lines of at most `COLUMNS` tiles below a title."""
+
+    title: str
+    lines: Sequence[Sequence[Tile]]
 
 
 def show(axes: Axes, rgb: Float[np.ndarray, "s s 3"], caption: str = "", *, frame: str | None = None) -> None:
@@ -87,25 +110,75 @@ def label_key(figure: Figure, settings: Settings, *, anatomy: bool) -> None:
 
 
 def caption(row: np.void) -> str:
-    return f"{row['patient_id']}\nslice {row['slice_index']}"
+    return f"{fitting(row['patient_id'])}\nslice {row['slice_index']}"
 
 
-def contact_sheet(
-    queries: Sequence[Tile], hits: Sequence[Tile], *, heading: str, note: str, settings: Settings
-) -> Figure:
-    """Query images in a column, framed, beside their hits in lines."""
-    lines = max(-(-len(hits) // HITS_A_LINE), len(queries))
-    width = (1 + HITS_A_LINE) * (CELL + GAP) + 3 * GAP
-    height = lines * (CELL + CAPTION) + 1.15
+def fitting(name: str, width: int = NAME_WIDTH) -> str:
+    """A name that fits below an image: without its middle, where it is long."""
+    return name if len(name) <= width else f"{name[: width // 2 - 1]}…{name[-width // 2 :]}"
+
+
+def contact_sheet(sections: Sequence[Section], *, heading: str, note: str, settings: Settings) -> Figure:
+    """The sections one below the other, and a key of the lesion classes."""
+    notes = textwrap.wrap(note, NOTE_WIDTH)
+    width = COLUMNS * (CELL + GAP) + 3 * GAP
+    heights = sum(_height(line) for section in sections for line in section.lines)
+    height = HEAD + LINE * len(notes) + TITLE * len(sections) + heights + FOOT
     figure = Figure(figsize=(width, height))
-    figure.text(GAP / width, 1 - 0.25 / height, heading, fontsize=11, fontweight="bold")
-    figure.text(GAP / width, 1 - 0.43 / height, note, fontsize=7.5, color=SOFT)
-    places = [(0, i, tile, ACCENT) for i, tile in enumerate(queries)]
-    places += [(1 + i % HITS_A_LINE, i // HITS_A_LINE, tile, None) for i, tile in enumerate(hits)]
-    for column, line, (rgb, name), frame in places:
-        x = column * (CELL + GAP) + GAP * (1 if column == 0 else 3)
-        y = height - 0.55 - CELL - line * (CELL + CAPTION)
-        axes = figure.add_axes((x / width, y / height, CELL / width, CELL / height))
-        show(axes, rgb, name, frame=frame)
+    y = height - HEAD * 0.7  # from the bottom
+    figure.text(GAP / width, y / height, heading, fontsize=11, fontweight="bold")
+    for text in notes:
+        y -= LINE * 1.2 if text is notes[0] else LINE
+        figure.text(GAP / width, y / height, text, fontsize=7.5, color=SOFT)
+    for section in sections:
+        y -= TITLE * 0.8
+        figure.text(GAP / width, y / height, section.title, fontsize=9, fontweight="bold")
+        y -= TITLE * 0.2
+        for line in section.lines:
+            for column, tile in enumerate(line):
+                place = GAP + column * (CELL + GAP), y - CELL, CELL, CELL
+                axes = figure.add_axes(tuple(np.divide(place, (width, height, width, height))))
+                _draw(axes, tile)
+            y -= _height(line)
     label_key(figure, settings, anatomy=False)
     return figure
+
+
+def _height(line: Sequence[Tile]) -> float:
+    """Of a line of tiles and what is written below them, in inches."""
+    return CELL + GAP + LINE * max(tile.name.count("\n") + 1 for tile in line)
+
+
+def in_lines(tiles: Sequence[Tile]) -> list[Sequence[Tile]]:
+    return [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
+
+
+def cell_map(
+    display: Display, image: Float[np.ndarray, "s s c"], cells: Float[np.ndarray, "h w"], most: float
+) -> Float[np.ndarray, "t t 3"]:
+    """An image under the cells of its code, the stronger in colour the more they add to a distance (`most`: fully)."""
+    side = len(image) // len(cells)
+    share = display.crop(np.kron(cells / (most or 1), np.ones((side, side))))[..., None].clip(-1, 1)
+    colour = np.where(share > 0, to_rgb(FARTHER), to_rgb(NEARER))
+    weight = 0.9 * np.abs(share)
+    return (1 - weight) * (0.6 * display.overlay(image)) + weight * colour
+
+
+def resized(drawn: Shaped[np.ndarray, "n n"], size: int) -> Shaped[np.ndarray, "s s"]:
+    """A label map at another size: the value at each pixel's centre."""
+    at = ((np.arange(size) + 0.5) * len(drawn) / size).astype(int)
+    return drawn[np.ix_(at, at)]
+
+
+def spread(weights: Float[np.ndarray, "n"], count: int = COLUMNS) -> Integer[np.ndarray, "m"]:
+    """At most `count` positions that part the sum of the weights evenly."""
+    shares = np.cumsum(weights) / np.sum(weights)
+    return np.unique(np.searchsorted(shares, (np.arange(count) + 0.5) / count))
+
+
+def _draw(axes: Axes, tile: Tile) -> None:
+    show(axes, tile.rgb, tile.name, frame=tile.frame)
+    axes.xaxis.label.set_size(6.8)
+    for colour, mask in tile.outlines.items():
+        if mask.any() and not mask.all():
+            axes.contour(mask, levels=[0.5], colors=colour, linewidths=0.9)

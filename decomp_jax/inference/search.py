@@ -2,26 +2,31 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from decomp_jax.errors import UserError
 from decomp_jax.files import replacing
 from decomp_jax.mesh import data_mesh
 from decomp_jax.retrieval.bank import CodeBank, require_same_model
+from decomp_jax.retrieval.patients import PatientHits
+from decomp_jax.retrieval.queries import PATHS, codes
 from decomp_jax.retrieval.search import Hits
 
 COLUMNS = ("query", "rank", "row", "patient_id", "slice_index", "distance")
+PATIENT_COLUMNS = ("query", "rank", "patient_id", "distance")
 PAIR_COLUMNS = ("normal_row", "abnormal_row")
 
 
 def search_banks(
     bank_dir: str | os.PathLike, queries_dir: str | os.PathLike, *, by: Literal["normal", "abnormal", "both"],
     k: int, out: str | os.PathLike, pairs: str | os.PathLike | None, exclude_same_patient: bool,
-    one_per_patient: bool,
+    one_per_patient: bool, level: Literal["slice", "patient"] = "slice", within_mm: float | None = None,
 ) -> None:
     """Searches `bank_dir` for the k rows nearest to each row of `queries_dir`, or to each pair of its rows.
 
@@ -29,19 +34,32 @@ def search_banks(
 
     Args:
         by: which code to compare.
-        out: CSV to write: query, rank (from 1), row, patient_id, slice_index, distance (squared L2).
+        out: CSV to write: query, rank (from 1), row, patient_id, slice_index, distance (squared L2); of patients query
+            (a patient of `queries_dir`), rank, patient_id, distance.
         pairs: CSV with columns normal_row, abnormal_row: each line is a query, with the anatomy of one row of
             `queries_dir` and the lesion of another. Needs `by="both"`.
         exclude_same_patient: leaves out rows of the query's own patient (of both, for a pair).
         one_per_patient: keeps the nearest row of each patient.
+        level: "patient" searches for the patients nearest to each patient of `queries_dir`; each process for all.
+        within_mm: for patients, how far apart in height matched slices may be; the bank's rule without it.
 
     Raises:
         UserError: naming the file or flag that doesn't fit.
     """
     if pairs is not None and by != "both":
         raise UserError(f"--pairs: mixes two codes and needs --by=both, not --by={by}")
+    if pairs is not None and level == "patient":
+        raise UserError("--pairs: names slices; leave it out with --level=patient")
+    if within_mm is not None and level != "patient":
+        raise UserError("--within_mm: is of --level=patient; leave it out, or search for patients")
     bank, queries = CodeBank.load(bank_dir), CodeBank.load(queries_dir)
     require_same_model(bank, queries)
+    if level == "patient":
+        found = _search_patients(bank, queries, PATHS if by == "both" else (by,), k=k, within_mm=within_mm,
+                                 exclude_same_patient=exclude_same_patient)
+        if jax.process_index() == 0:
+            write_patient_hits(out, found)
+        return
     query_rows = np.arange(len(queries))[:, None].repeat(2, 1) if pairs is None else _read_pairs(pairs, len(queries))
     normal_rows, abnormal_rows = query_rows.T
     hits = bank.search(
@@ -52,6 +70,26 @@ def search_banks(
     )
     if jax.process_index() == 0:
         write_hits(out, hits, bank.rows)
+
+
+def _search_patients(
+    bank: CodeBank, queries: CodeBank, paths: Sequence[str], *, k: int, within_mm: float | None,
+    exclude_same_patient: bool,
+) -> list[tuple[str, PatientHits]]:
+    """The patients nearest to each patient of `queries`, in the order of their ids."""
+    if bank.has_mm != queries.has_mm:
+        without, other = (queries, bank) if bank.has_mm else (bank, queries)
+        raise UserError(f"{without.name}/rows.npy: lacks heights in mm (position_mm), which {other.name} has; encode "
+                        "both with one program")
+    within, found = {} if within_mm is None else dict.fromkeys(paths, within_mm), []
+    heights, ids = queries.heights, queries.rows["patient_id"]
+    for patient in tqdm(np.unique(ids), desc="search", unit="patient", delay=2, disable=None):
+        rows = np.flatnonzero(ids == patient)
+        slices = codes(**{path: getattr(queries, f"{path}_indices")[rows] for path in paths})
+        hits = bank.search_patients(slices, heights=heights[rows], within_mm=within, k=k, mesh=data_mesh(),
+                                    exclude=[patient] if exclude_same_patient else [])
+        found.append((patient, hits))
+    return found
 
 
 def write_hits(out: str | os.PathLike, hits: Hits, rows: np.ndarray) -> None:
@@ -66,6 +104,17 @@ def write_hits(out: str | os.PathLike, hits: Hits, rows: np.ndarray) -> None:
             queries, ranks + 1, hit_rows, rows["patient_id"][hit_rows], rows["slice_index"][hit_rows],
             hits.distances[queries, ranks],
         ))
+
+
+def write_patient_hits(out: str | os.PathLike, found: Sequence[tuple[str, PatientHits]]) -> None:
+    """Writes hits.csv of patients: a line a hit of each query, a name and what was found."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(PATIENT_COLUMNS)
+        for query, hits in found:
+            ranked = enumerate(zip(hits.patients, hits.distances), start=1)
+            writer.writerows((query, rank, patient, distance) for rank, (patient, distance) in ranked)
 
 
 def _read_pairs(path: str | os.PathLike, size: int) -> np.ndarray:

@@ -113,17 +113,28 @@ def _load_mask(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarra
 
 
 def prepare_scan(path: Path, settings: Settings, slice_index: int, mask: Path | None = None) -> np.ndarray:
-    """One slice of a new scan, float16 [S,S,C], prepared as the records with these settings were.
+    """One slice of a new scan, float16 [S,S,C]; `slice_index` counts from the feet (back, left).
+
+    Raises:
+        UserError: as `open_scan`, and if the slice shows no foreground.
+    """
+    scan = open_scan(path, settings, mask)
+    if slice_index not in (filled := scan.filled_slices):
+        raise UserError(f"{path}: slice {slice_index} shows nothing; take one from {filled[0]} to {filled[-1]}")
+    return scan.image(np.asarray([slice_index]))[0]
+
+
+def open_scan(path: Path, settings: Settings, mask: Path | None = None) -> Scan:
+    """A new scan, prepared as the records with these settings were.
 
     Args:
         path: the scan: a NIfTI file, or the folder of a DICOM series. With several modalities, any of the patient's
             files, named as in a BraTS release, or a folder of files, or of series' folders, named MODALITY.
         settings: of the data that a network was trained on.
-        slice_index: position along the plane's axis, counted from the feet (back, left).
         mask: a mask of the brain, for a head that is not skull-stripped.
 
     Raises:
-        UserError: the file can't be used, the settings are not those of scans, or the slice shows no foreground.
+        UserError: the file can't be used, or the settings are not those of scans.
     """
     if settings.foreground not in ("nonzero", "window"):
         raise UserError(f"{path}: the model was trained on pictures, not on scans; give a picture of the slice")
@@ -137,14 +148,11 @@ def prepare_scan(path: Path, settings: Settings, slice_index: int, mask: Path | 
     elif len(settings.modalities) > 1:
         if not match:
             raise UserError(
-                f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does, or give a folder "
-                f"with {settings.modalities[0]}.nii.gz and so on"
+                f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does, or give a "
+                f"folder with {settings.modalities[0]}.nii.gz and so on"
             )
         paths = find_patients(path.parent)[match[1]].paths(settings.modalities)
-    scan = load_scan([Source(path) for path in paths], settings, mask and Source(mask))
-    if slice_index not in (filled := scan.filled_slices):
-        raise UserError(f"{path}: slice {slice_index} shows nothing; take one from {filled[0]} to {filled[-1]}")
-    return scan.image(np.asarray([slice_index]))[0]
+    return load_scan([Source(path) for path in paths], settings, mask and Source(mask))
 
 
 def _file_of(folder: Path, modality: str) -> Path:

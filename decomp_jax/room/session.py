@@ -10,6 +10,7 @@ import numpy as np
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
+from decomp_jax.inference.asking import AWAY
 from decomp_jax.inference.decomposer import Decoding, Decomposer
 from decomp_jax.inference.display import LESION_COLOURS, Display
 from decomp_jax.inference.drawing import region_weights, sketch_latents
@@ -24,8 +25,8 @@ MOST_EXAMPLES = 16
 MOST_THUMBNAILS = 256
 # Numbers of examples of a path that are compiled for.
 EXAMPLES = (0, 1, 4, 2 * MOST_EXAMPLES + 1)
-# What a counter-example counts beside an example.
-UNLIKE = -0.5
+# What all counter-examples together count beside the mean of the examples.
+UNLIKE = -AWAY
 PATIENTS = 12
 
 
@@ -209,16 +210,17 @@ class Room:
         """The queries, and the rows of the images in the two places."""
         examples: list[tuple[float, str, dict]] = []
         shares = {"normal": 1 - question.share, "abnormal": question.share}
+        equal = 1 / (1 + len(question.like))  # the mean of what hits should be like
         for path, image in (("normal", question.anatomy), ("abnormal", question.lesion)):
             if shares[path] and "drawing" not in image:
-                examples.append((shares[path], path, image))
+                examples.append((equal * shares[path], path, image))
         places = len(examples)
-        for weight, images in ((1, question.like), (UNLIKE, question.unlike)):
+        for weight, images in ((equal, question.like), (UNLIKE / max(len(question.unlike), 1), question.unlike)):
             examples += [(weight * shares[path], path, image) for image in images for path in PATHS if shares[path]]
         pictures = self._pictures.pictures([image for *_, image in examples])
         parts = [weight * _query(picture, path) for (weight, path, _), picture in zip(examples, pictures)]
         if question.share and "drawing" in question.lesion:
-            parts.append(question.share * latents(abnormal=self._sketch(question.lesion["drawing"])[None]))
+            parts.append(equal * question.share * latents(abnormal=self._sketch(question.lesion["drawing"])[None]))
         for path in PATHS:  # padded to a few numbers of examples: each is compiled for
             own = [part for part in parts if part.paths == (path,)]
             missing = next(size for size in EXAMPLES if size >= len(own)) - len(own)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from decomp_jax.config import Config
+from decomp_jax.config import Config, LayoutTerm
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
-from decomp_jax.inference.decomposer import Decoding, Decomposer, Decomposition
+from decomp_jax.inference.decomposer import CodeIndices, Decoding, Decomposer, Decomposition
 from decomp_jax.losses.cells import cell_means
 
 SIZE, GRID, LEVELS = 32, (4, 4), 16
@@ -79,14 +79,21 @@ class FakeDecomposer:
     settings: Settings
     model_digest: str = "m" * 64
     data_digest: str = "d" * 64
-    config: Config = Config()
+    config: Config = Config(
+        model=dataclasses.replace(Config().model, code_dim=3),
+        objective=dataclasses.replace(Config().objective, layout=LayoutTerm(1.0, scale=1.0, whole=1.0)),
+    )
     grid: int = GRID[0]
 
     @property
     def normal_codebook(self) -> np.ndarray:
         return np.linspace(0, 1, LEVELS, dtype=np.float32)[:, None]
 
-    abnormal_codebook = normal_codebook
+    @property
+    def abnormal_codebook(self) -> np.ndarray:
+        """Roots of the share of a cell that is lesion, as the layout term would have it; other channels hold nothing."""
+        return np.pad(np.sqrt(self.normal_codebook), ((0, 0), (0, 2)))
+
     check_images, check_classes = Decomposer.check_images, Decomposer.check_classes
 
     def paint(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> np.ndarray:
@@ -98,6 +105,9 @@ class FakeDecomposer:
         segmentation = np.concatenate([~lesion, lesion, np.zeros_like(lesion)], -1).astype(np.float32)
         x_plus = self.paint(normal_indices, abnormal_indices)
         return Decoding(x_plus, self.paint(normal_indices, 0 * abnormal_indices), segmentation)
+
+    def quantize(self, z_e_normal: np.ndarray, z_e_abnormal: np.ndarray) -> CodeIndices:
+        return CodeIndices(*(np.rint(z_e[..., 0] * (LEVELS - 1)).astype(int) for z_e in (z_e_normal, z_e_abnormal)))
 
     def decompose(self, images: np.ndarray) -> Decomposition:
         grey = images.astype(np.float32)[..., 0]
@@ -111,7 +121,8 @@ class FakeDecomposer:
             x_plus=images.astype(np.float32), x_minus=x_minus, segmentation=segmentation,
             normal_indices=np.rint(z_e_normal * (LEVELS - 1)).astype(int),
             abnormal_indices=np.rint(z_e_abnormal * (LEVELS - 1)).astype(int),
-            z_e_normal=z_e_normal[..., None], z_e_abnormal=z_e_abnormal[..., None],
+            z_e_normal=z_e_normal[..., None],
+            z_e_abnormal=np.pad(np.sqrt(z_e_abnormal)[..., None], 3 * [(0, 0)] + [(0, 2)]),
             abnormality=z_e_abnormal.max((1, 2)),
         )
 

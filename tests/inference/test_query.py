@@ -10,9 +10,10 @@ from PIL import Image
 
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
-from decomp_jax.inference import encode
+from decomp_jax.inference import asking, sheet
 from decomp_jax.inference import query as module
-from decomp_jax.preparation.picture import FOREGROUND
+from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
+from decomp_jax.retrieval import CodeBank
 from tests.evaluation.fakes import FakeDecomposer, Heads, settings
 
 
@@ -31,8 +32,8 @@ def run(
     for name, i in zip("ab", np.flatnonzero(heads["query"].rows["has_abnormality"])):
         pixels = (255 * heads["query"].fields["image"][i, ..., 0].astype(float)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    return {"workdir": tmp_path, "bank": tmp_path / "bank", "image": tmp_path / "a.png", "slice_index": None,
-            "mask": None, "lesion_from": None, "lesion_slice": None, "lesion_mask": None, "by": "both", "k": 4, "out": tmp_path / "out"}
+    return {"workdir": tmp_path, "bank": tmp_path / "bank", "image": tmp_path / "a.png", "k": 4,
+            "out": tmp_path / "out"}
 
 
 def hits_of(out: Path) -> list[dict[str, str]]:
@@ -40,12 +41,14 @@ def hits_of(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_hits_are_those_of_the_codes(run: dict, reference: SliceSet, capsys: pytest.CaptureFixture) -> None:
-    module.run_query(**run | {"by": "normal"})
+@pytest.mark.parametrize("codes", [False, True])
+def test_hits_are_the_nearest(run: dict, reference: SliceSet, capsys: pytest.CaptureFixture, codes: bool) -> None:
+    module.run_query(**run | {"by": "normal", "codes": codes})
     decomposer = module.Decomposer.restore(run["workdir"])
-    image = module.prepare_picture(run["image"], decomposer.settings)
-    book, codes = decomposer.normal_codebook.astype(float), decomposer.decompose(image[None]).normal_indices
-    distances = ((book[codes] - book[reference.bank.normal_indices]) ** 2).sum((1, 2, 3))
+    image = prepare_picture(run["image"], decomposer.settings)
+    book, output = decomposer.normal_codebook.astype(float), decomposer.decompose(image[None])
+    asked = book[output.normal_indices] if codes else output.z_e_normal.astype(float)
+    distances = ((asked - book[reference.bank.normal_indices]) ** 2).sum((1, 2, 3))
     hits = hits_of(run["out"])
     assert [hit["rank"] for hit in hits] == ["1", "2", "3", "4"]
     np.testing.assert_allclose([float(hit["distance"]) for hit in hits], np.sort(distances)[:4], rtol=1e-5)
@@ -61,7 +64,7 @@ def test_lesion_of_another_picture_moves_the_hits(
     run: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The drawn network knows lesions by their grey values, which the preparation of a picture changes.
-    monkeypatch.setattr(module, "prepare_picture", lambda path, _: np.asarray(Image.open(path))[..., None] / 255)
+    monkeypatch.setattr(asking, "prepare_picture", lambda path, _: np.asarray(Image.open(path))[..., None] / 255)
     module.run_query(**run)
     module.run_query(**run | {"lesion_from": tmp_path / "b.png", "out": tmp_path / "mixed"})
     assert hits_of(run["out"]) != hits_of(tmp_path / "mixed")
@@ -71,12 +74,15 @@ def test_the_sheet_shows_the_images_where_they_are(
     run: dict, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads], capsys: pytest.CaptureFixture
 ) -> None:
     shown = []
-    monkeypatch.setattr(encode, "read_manifest", lambda data: {"digest": heads["reference"].digest})
-    monkeypatch.setattr(encode, "SliceDataset", lambda data, split: heads[split])
-    monkeypatch.setattr(module, "contact_sheet", lambda asked, hits, **rest: shown.append((asked, hits, rest)))
+    manifest = {"digest": heads["reference"].digest, "splits": ("query", "reference")}
+    monkeypatch.setattr(sheet, "read_manifest", lambda data: manifest)
+    monkeypatch.setattr(sheet, "SliceDataset", lambda data, split: heads[split])
+    monkeypatch.setattr(sheet, "contact_sheet", lambda sections, **rest: shown.append((sections, rest)))
     with pytest.raises(AttributeError):  # nothing to save
         module.run_query(**run)
-    assert len(shown[0][1]) == 4 and "with their labels" in shown[0][2]["note"]
+    asked, found = shown[0][0]
+    assert [len(line) for line in found.lines] == [4, 4] and len(asked.lines[0]) == 1
+    assert "with their labels" in shown[0][1]["note"]
     assert not capsys.readouterr().err
 
 
@@ -101,3 +107,11 @@ def test_a_bank_of_another_network_is_refused(run: dict, monkeypatch: pytest.Mon
     monkeypatch.setattr(module.Decomposer, "restore", lambda workdir: other)
     with pytest.raises(UserError, match="another network"):
         module.run_query(**run)
+
+
+def test_an_empty_bank_is_refused(run: dict, tmp_path: Path) -> None:
+    bank = CodeBank.load(run["bank"])
+    parts = {name: getattr(bank, name)[:0] for name in ("normal_indices", "abnormal_indices", "rows")}
+    dataclasses.replace(bank, **parts).save(tmp_path / "empty")
+    with pytest.raises(UserError, match="empty: is empty; encode"):
+        module.run_query(**run | {"bank": tmp_path / "empty"})

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from decomp_jax.errors import UserError
 from decomp_jax.inference.search import search_banks
-from decomp_jax.retrieval import CodeBank
+from decomp_jax.retrieval import CodeBank, codes
 from tests.retrieval.brute_force import make_bank, make_queries
 
 OPTIONS = {"by": "both", "k": 4, "pairs": None, "exclude_same_patient": False, "one_per_patient": False}
@@ -17,9 +18,9 @@ def banks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("banks")
     bank = make_bank("clustered", 200)
     bank.save(folder / "reference")
-    codes = {f"{part}_indices": codes for part, codes in make_queries(bank, 6).items()}
+    indices = {f"{part}_indices": indices for part, indices in make_queries(bank, 6).items()}
     CodeBank.from_arrays(
-        **codes, rows=bank.rows[:6], normal_codebook=bank.normal_codebook, abnormal_codebook=bank.abnormal_codebook,
+        **indices, rows=bank.rows[:6], normal_codebook=bank.normal_codebook, abnormal_codebook=bank.abnormal_codebook,
     ).save(folder / "query")
     return folder
 
@@ -70,6 +71,62 @@ def test_bad_pairs(banks: Path, tmp_path: Path, text: str, options: dict[str, ob
     (tmp_path / "pairs.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         run(banks, tmp_path, pairs=tmp_path / "pairs.csv", **options)
+
+
+@pytest.fixture(scope="module")
+def patients(banks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same banks with heights; the queries are 60 rows of the reference."""
+    folder = tmp_path_factory.mktemp("patients")
+    bank = CodeBank.load(banks / "reference")
+    rows = np.zeros(len(bank), [*bank.rows.dtype.descr, ("position_mm", "f4")])
+    rows["patient_id"], rows["position_mm"] = bank.rows["patient_id"], np.arange(len(bank)) * 7 % 61
+    bank = dataclasses.replace(bank, rows=rows)
+    bank.save(folder / "reference")
+    parts = {name: getattr(bank, name)[:60] for name in ("normal_indices", "abnormal_indices", "rows")}
+    dataclasses.replace(bank, **parts).save(folder / "query")
+    return folder
+
+
+@pytest.mark.parametrize("options", [{"by": "normal"}, {"by": "both", "within_mm": 12.0, "exclude_same_patient": True}])
+def test_patients(patients: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    lines = run(patients, tmp_path, level="patient", k=3, **options)
+    assert list(lines[0]) == ["query", "rank", "patient_id", "distance"]
+    bank, queries = CodeBank.load(patients / "reference"), CodeBank.load(patients / "query")
+    names = np.unique(queries.rows["patient_id"])
+    assert [line["query"] for line in lines] == np.repeat(names, 3).tolist()
+    for patient in names:
+        own = queries.rows["patient_id"] == patient
+        indices = {"normal": queries.normal_indices[own]}
+        if options["by"] == "both":
+            indices["abnormal"] = queries.abnormal_indices[own]
+        hits = bank.search_patients(
+            codes(**indices), heights=queries.rows["position_mm"][own], k=3,
+            within_mm={} if options["by"] == "normal" else {"normal": 12.0, "abnormal": 12.0},
+            exclude=[patient] if "exclude_same_patient" in options else [],
+        )
+        found = [line for line in lines if line["query"] == patient]
+        assert [line["patient_id"] for line in found] == hits.patients.tolist()
+        assert [float(line["distance"]) for line in found] == hits.distances.tolist()
+        assert (patient in hits.patients) == (options["by"] == "normal")  # rows of its own are nearest
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"level": "patient", "pairs": Path("pairs.csv")}, "--pairs: names slices"),
+    ({"within_mm": 3.0}, "--within_mm: is of --level=patient"),
+    ({"level": "patient", "within_mm": -1.0}, "within_mm: needs numbers from 0 on"),
+])
+def test_bad_patients(patients: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(patients, tmp_path, **options)
+    assert not (tmp_path / "hits.csv").exists()
+
+
+def test_heights_of_two_units_are_refused(banks: Path, patients: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "level": "patient", "out": tmp_path / "hits.csv"}
+    for bank, query in ((banks, patients), (patients, banks)):
+        with pytest.raises(UserError, match=f"^{banks}/.*/rows.npy: lacks heights in mm"):
+            search_banks(bank / "reference", query / "query", **options)
+    assert not (tmp_path / "hits.csv").exists()
 
 
 def test_queries_of_another_model(banks: Path, tmp_path: Path) -> None:

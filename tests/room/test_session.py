@@ -65,7 +65,7 @@ def test_examples_and_counter_examples_within_a_region(
     })
     weights = region_weights(np.repeat(region[::2], region[1::2]).reshape(SIZE, SIZE) > 0, decomposer.grid)
     cells = weights * sum(weight * tables(decomposer, bank, images[row])["abnormal"]
-                          for weight, rows in ((1, [2, *like]), (-0.5, unlike)) for row in rows)
+                          for weight, rows in ((1 / (1 + count), [2, *like]), (-0.5 / 2, unlike)) for row in rows)
     check(answer, cells, without=np.zeros(len(bank), bool), k=9)
 
 
@@ -84,7 +84,8 @@ def test_a_drawing_is_asked_with(
 ) -> None:
     """By what the network would draw it to, here the share of each cell that is drawn."""
     def share_of_cells(_: FakeDecomposer, labels: np.ndarray) -> np.ndarray:
-        return (labels > 0).reshape(4, SIZE // 4, 4, SIZE // 4).mean((1, 3))[..., None].astype(np.float32)
+        shares = (labels > 0).reshape(4, SIZE // 4, 4, SIZE // 4).mean((1, 3)).astype(np.float32)
+        return np.pad(shares[..., None], ((0, 0), (0, 0), (0, 2)))
 
     monkeypatch.setattr(session, "sketch_latents", share_of_cells)
     drawing, bank = [0, SIZE * 5, 1, SIZE * 7, 2, SIZE * 3, 0, SIZE * 17], reference.bank
