@@ -15,18 +15,15 @@ class Archive:
     """Rows of a bank by patient.
 
     Attributes:
-        heights: float64 [N], the slices' position_mm, or slice_index where that is not known.
         columns: names of the further columns.
         choices: {column: its values}, of those with few.
     """
 
-    def __init__(self, rows: np.ndarray) -> None:
+    def __init__(self, rows: np.ndarray, heights: np.ndarray) -> None:
         self._rows = rows
         names, self._first, self._patient = np.unique(rows["patient_id"], return_index=True, return_inverse=True)
         self._names = names
-        named = "position_mm" in rows.dtype.names and np.isfinite(rows["position_mm"]).all()
-        self.heights = rows["position_mm" if named else "slice_index"].astype(np.float64)
-        self._order = np.lexsort((self.heights, self._patient))
+        self._order = np.lexsort((heights, self._patient))
         self._starts = np.searchsorted(self._patient[self._order], np.arange(len(names) + 1))
         self.columns = [name for name in rows.dtype.names if name not in OWN_COLUMNS]
         self.choices = {}

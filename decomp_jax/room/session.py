@@ -96,7 +96,7 @@ class Room:
                  ) -> None:
         self._decomposer, self._bank, self._digest = decomposer, bank, bank_digest
         self._pictures = Pictures(decomposer, bank, dataset)
-        self._archive = Archive(bank.rows)
+        self._archive = Archive(bank.rows, bank.heights)
         self._brought = Brought(decomposer.settings)
 
     def warm_up(self) -> list[Callable[[], Any]]:
@@ -232,16 +232,16 @@ class Room:
         return queries, [picture.row for picture in pictures[:places]]
 
     def ask_patients(self, request: dict[str, Any]) -> Answer:
-        """The patients nearest to that of {"row"}, by {"share"} as in `Question`, with each slice's match."""
+        """The patients nearest to that of {"row"}, with each slice's match; {"share"} 0 and 1 leave out a path."""
         row = checked_row(request.get("row"), len(self._bank))
         question = Question.of({"anatomy": {"row": row}, "lesion": {"row": row}, "share": request.get("share", 0.5)})
         rows = self._archive.slices_of(row)
         pictures = self._pictures.pictures([{"row": int(row)} for row in rows])
         shares = {"normal": 1 - question.share, "abnormal": question.share}
-        parts = [shares[path] * _stacked(pictures, path) for path in PATHS if shares[path]]
+        parts = [_stacked(pictures, path) for path in PATHS if shares[path]]
         queries = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         hits = self._bank.search_patients(
-            queries, heights=self._archive.heights[rows], k=PATIENTS, exclude=[str(self._bank.rows["patient_id"][row])],
+            queries, heights=self._bank.heights[rows], k=PATIENTS, exclude=[str(self._bank.rows["patient_id"][row])],
         )
         return Answer({
             "rows": rows.tolist(), "patients": hits.patients.tolist(), "distances": hits.distances.tolist(),
