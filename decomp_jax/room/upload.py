@@ -14,7 +14,7 @@ from PIL import Image
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.picture import FOREGROUND as PICTURES
-from decomp_jax.preparation.picture import luminance_of, prepare_values
+from decomp_jax.preparation.picture import parse_picture, prepare_values
 from decomp_jax.preparation.scan import make_scan
 from decomp_jax.preparation.volume import Source, declared_bytes, parse_volume
 
@@ -81,16 +81,12 @@ def _bitmap(data: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise UserError(f"{FILE}: has {image.width} x {image.height} pixels; bring one of at most "
-                                    f"{MOST_PIXELS:,}")
-                image.load()
-                values = luminance_of(image).astype(np.float32)
+                width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{FILE}: can't be read as an image; export it again") from error
-    if values.ndim != 2:
-        raise UserError(f"{FILE}: is no image of one grey value a pixel; export it again")
-    return values
+    if width * height > MOST_PIXELS:
+        raise UserError(f"{FILE}: has {width} x {height} pixels; bring one of at most {MOST_PIXELS:,}")
+    return parse_picture(FILE, data)
 
 
 def _slices(data: bytes, settings: Settings) -> dict[int, np.ndarray]:
