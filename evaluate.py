@@ -224,7 +224,7 @@ def _verify(args: dict[str, object]) -> None:
     from decomp_jax.data import records
     from decomp_jax.retrieval import CodeBank
 
-    if "data" in args:
+    if args.get("data") is not None:
         records.verify(args["data"])
     for name in ("bank", "queries"):
         if name in args:

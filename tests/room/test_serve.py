@@ -1,7 +1,7 @@
 """The command: its one line, its end, what it refuses and what it leaves behind."""
 
+import dataclasses
 import gzip
-import json
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -78,8 +78,7 @@ def test_what_does_not_belong_together_is_refused(
     data: str | None, message: str,
 ) -> None:
     monkeypatch.setattr(serve.Decomposer, "restore", lambda workdir: decomposer)
-    reference.bank.save(tmp_path / "bank")
-    header = json.loads((tmp_path / "bank" / "bank.json").read_text())
-    (tmp_path / "bank" / "bank.json").write_text(json.dumps(header | {"model_digest": model}))
+    meta = {**reference.bank.meta, "model_digest": model}
+    dataclasses.replace(reference.bank, meta=meta).save(tmp_path / "bank")
     with pytest.raises(UserError, match=message):
         serve.serve("run", tmp_path / "bank", data, 0)
