@@ -8,10 +8,15 @@ PATIENTS := 400
 # A network trained at length, where the repository has it: its report of the demo's patients is written too.
 SHIPPED := $(wildcard models/phantom64)
 
-.PHONY: demo test bench bench-training clean
+.PHONY: demo room test bench bench-training clean
 
-demo: $(DEMO)/report/index.html $(SHIPPED:models/%=$(DEMO)/report-%/index.html)
+demo: $(DEMO)/report/index.html $(SHIPPED:models/%=$(DEMO)/report-%/index.html) | .venv/serve
 	@echo "Open $^"
+	@echo "To ask the archive yourself: make room, which is"
+	@echo "  $(BIN)/python evaluate.py serve --workdir=$(DEMO)/train --bank=$(DEMO)/banks/reference"
+
+room: $(DEMO)/banks/reference/bank.json | .venv/serve
+	$(BIN)/python evaluate.py serve --workdir=$(DEMO)/train --bank=$(DEMO)/banks/reference
 
 test: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not long"

@@ -1,9 +1,10 @@
-"""Uses a trained network: encode images, search codes, query with a new scan, convert banks, report, export, adapt.
+"""Uses a trained network: encode images, search codes, query with a new scan or on a page, convert banks, report, ...
 
     python evaluate.py encode --workdir=RUN --data=DATA --split=reference --out=BANK
     python evaluate.py search --bank=BANK --queries=BANK2 --by=both --k=10 --out=hits.csv
     python evaluate.py query  --workdir=RUN --bank=BANK --image=SCAN.nii.gz --slice=80 --out=DIR
     python evaluate.py query  --workdir=RUN --bank=BANK --sketch=LESION.png --by=abnormal --out=DIR
+    python evaluate.py serve  --workdir=RUN --bank=BANK
     python evaluate.py convert --bank=BANK --to=parquet --out=FILE
     python evaluate.py report --workdir=RUN --data=DATA --out=REPORT
     python evaluate.py export --workdir=RUN --data=DATA --report=REPORT --out=MODEL
@@ -33,7 +34,8 @@ CONTENTS = {"data": "manifest.json", "bank": "bank.json", "queries": "bank.json"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_encode, _add_search, _add_query, _add_convert, _add_report, _add_compare, _add_export, _add_adapt):
+    for add in (_add_encode, _add_search, _add_query, _add_serve, _add_convert, _add_report, _add_compare, _add_export,
+                _add_adapt):
         command = add(commands)
         command.add_argument("--verify", action="store_true",
                              help="read all of --data, --bank and --queries first, and compare all checksums; without it "
@@ -99,6 +101,15 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     _add_within(command)
     command.add_argument("--k", type=_positive, default=5, help="hits (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="folder for hits.csv and sheet.png")
+    return command
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    command = commands.add_parser("serve", help="a page in the browser in which to ask; for this machine alone")
+    command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
+    command.add_argument("--bank", type=Path, required=True, help="the archive")
+    command.add_argument("--data", type=Path, help="the data set that the bank encodes (default: where it was then)")
+    command.add_argument("--port", type=int, default=0, help="default: one that is free")
     return command
 
 
@@ -243,6 +254,10 @@ def main() -> None:
         from decomp_jax.inference.query import run_query
 
         run_query(**args)
+    elif command == "serve":
+        from decomp_jax.room.serve import serve
+
+        serve(**args)
     elif command == "convert":
         from decomp_jax.retrieval.convert import convert
 

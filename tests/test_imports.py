@@ -13,7 +13,7 @@ LAYERS = (
     ("losses", "models", "data", "retrieval"),
     ("preparation", "training"),
     ("inference",),
-    ("evaluation",),
+    ("evaluation", "room"),
     ("ablate",),
 )
 FORBIDDEN = {

@@ -29,6 +29,15 @@ class CodeIndices:
 
 
 @dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What codes show: the image painted with their lesion and without, and that lesion."""
+
+    x_plus: Float[np.ndarray, "b s s c"]
+    x_minus: Float[np.ndarray, "b s s c"]
+    segmentation: Float[np.ndarray, "b s s k"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Decomposition:
     """All that the network says of a batch of images.
 
@@ -77,7 +86,7 @@ class Decomposer:
         self.normal_codebook, self.abnormal_codebook = (np.asarray(codebook) for codebook in codebooks)
         self._encode = jax.jit(self._encode_images)
         self._decompose = jax.jit(self._decompose_images)
-        self._paint = jax.jit(self._paint_codes)
+        self._decode = jax.jit(self._decode_codes)
         self._quantize = jax.jit(self._quantize_latents)
 
     @classmethod
@@ -131,7 +140,13 @@ class Decomposer:
         self, normal_indices: Integer[np.ndarray, "b h w"], abnormal_indices: Integer[np.ndarray, "b h w"]
     ) -> Float[np.ndarray, "b s s c"]:
         """x_plus of codes, which may come from two images: anatomy of the one, lesion of the other."""
-        return self._on_devices(self._paint, normal_indices, abnormal_indices)
+        return self.decode(normal_indices, abnormal_indices).x_plus
+
+    def decode(
+        self, normal_indices: Integer[np.ndarray, "b h w"], abnormal_indices: Integer[np.ndarray, "b h w"]
+    ) -> Decoding:
+        """All that can be said of codes, which may come from two images."""
+        return Decoding(*self._on_devices(self._decode, normal_indices, abnormal_indices))
 
     def _on_devices(self, function: Callable[..., Any], *batches: np.ndarray | jax.Array) -> Any:
         """Splits batches, the same on every process, over all devices (padded to a multiple) and gathers the result.
@@ -171,8 +186,11 @@ class Decomposer:
             "abnormality": abnormality,
         }
 
-    def _paint_codes(self, variables: dict, normal_indices: jax.Array, abnormal_indices: jax.Array) -> jax.Array:
+    def _decode_codes(
+        self, variables: dict, normal_indices: jax.Array, abnormal_indices: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         normal = lookup(normal_indices, jnp.asarray(self.normal_codebook))
         abnormal = lookup(abnormal_indices, jnp.asarray(self.abnormal_codebook))
         seg_logits = self.model.apply(variables, abnormal, train=False, method="segment")
-        return self.model.apply(variables, normal, seg_logits, train=False, method="render")
+        x_plus, x_minus = self.model.apply(variables, normal, seg_logits, train=False, method="render_both")
+        return x_plus, x_minus, jax.nn.softmax(seg_logits)

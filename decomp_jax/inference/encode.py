@@ -4,13 +4,15 @@ import contextlib
 from pathlib import Path
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from decomp_jax.data.pipeline import split_batches
-from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.records import SliceDataset, read_manifest
+from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.mesh import data_mesh, to_host
-from decomp_jax.retrieval import BankWriter
+from decomp_jax.retrieval import BankWriter, CodeBank
 
 
 def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | Path) -> None:
@@ -44,3 +46,22 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
             if writes:
                 writer.append(normal[:count], abnormal[:count])
             bar.update(count)
+
+
+def encoded_by(bank: CodeBank, data: str | Path | None = None) -> SliceDataset:
+    """The images that a bank encodes, row by row: of the folder they were encoded from, or where that is now.
+
+    Raises UserError if they aren't there, or aren't those.
+    """
+    data, split = data or bank.meta.get("data", ""), bank.meta.get("split", "")
+    try:
+        digest = read_manifest(data)["digest"]
+    except (UserError, OSError):
+        raise UserError(f"{data}: the data set is not there, or not the only one in the bank") from None
+    if digest != bank.meta.get("data_digest"):
+        raise UserError(f"{data}: the data set has changed since the bank was encoded, or is not the only one in it")
+    dataset = SliceDataset(data, split)
+    names = ("patient_id", "slice_index")
+    if len(dataset) != len(bank) or any(not np.array_equal(dataset.rows[name], bank.rows[name]) for name in names):
+        raise UserError(f"{data}: is not the only data set or split in the bank")
+    return dataset

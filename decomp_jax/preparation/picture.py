@@ -5,11 +5,13 @@ They are normalised as scans are, over their foreground: pixels brighter than a 
 radiologist reads them, DICOM images as they ask to be shown. What a file is, its first bytes say, not its name.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Float16, Float32
 from numpy.lib import format as npy
 from PIL import Image
 from scipy import ndimage
@@ -41,14 +43,22 @@ def load_picture(path: Path) -> np.ndarray:
         UserError: the file can't be read as one 2-D image of finite values.
     """
     if is_bitmap(path):
-        image = _load_bitmap(path)
-        if image.has_transparency_data:
-            image = _on_black(image)
-        return _as_plane(path, np.asarray(image.convert("RGB").convert("L") if image.mode in COLOURS else image))
+        return _grey(path, _load_bitmap(path))
     values = _load_array(path, display=True)
     if values.ndim == 3 and values.shape[2] in (3, 4) and path.name.lower().endswith(dicom.SUFFIX):
         values = np.asarray(Image.fromarray(values.astype(np.uint8)).convert("L"))
     return _as_plane(path, values)
+
+
+def parse_picture(path: Path, data: bytes) -> np.ndarray:
+    """`load_picture` of the bytes of a PNG or JPEG; `path` names it in errors."""
+    return _grey(path, _load_bitmap(path, data))
+
+
+def _grey(path: Path, image: Image.Image) -> np.ndarray:
+    if image.has_transparency_data:
+        image = _on_black(image)
+    return _as_plane(path, np.asarray(image.convert("RGB").convert("L") if image.mode in COLOURS else image))
 
 
 def load_mask(path: Path) -> np.ndarray:
@@ -71,11 +81,14 @@ def is_bitmap(path: Path) -> bool:
     return name.endswith(BITMAPS)
 
 
-def _load_bitmap(path: Path) -> Image.Image:
+def _load_bitmap(path: Path, data: bytes | None = None) -> Image.Image:
+    def source() -> Path | io.BytesIO:
+        return path if data is None else io.BytesIO(data)
+
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with Image.open(source(), formats=("PNG", "JPEG")) as image:
             image.verify()  # the checksums of a PNG, which decoding does not look at
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with Image.open(source(), formats=("PNG", "JPEG")) as image:
             turned = image.getexif().get(ORIENTATION, 1) != 1
             frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
             image.load()
@@ -182,7 +195,11 @@ def prepare_picture(path: Path, settings: Settings) -> np.ndarray:
     """
     if settings.foreground != FOREGROUND:
         raise UserError(f"{path}: the model was trained on scans, not on pictures; give a volume and --slice")
-    values = load_picture(path)
+    return prepare_values(path, load_picture(path), settings)
+
+
+def prepare_values(path: Path, values: Float32[np.ndarray, "y x"], settings: Settings) -> Float16[np.ndarray, "s s 1"]:
+    """`prepare_picture` of grey values that are loaded; `path` names them in errors."""
     darkest = values.min()
     bright = values > darkest + FOREGROUND_LEVEL * (np.percentile(values, 99) - darkest)
     image = scale_intensity(path, values, ndimage.binary_fill_holes(bright), settings)

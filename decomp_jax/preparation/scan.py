@@ -84,7 +84,13 @@ def load_scan(sources: Sequence[Source], settings: Settings, mask: Source | None
         UserError: a file can't be used, their grids differ, or the brain does not fit the field. What a window shows
             may be cut off: a table, arms.
     """
-    volumes = [load_volume(*source) for source in sources]
+    return make_scan(sources, [load_volume(*source) for source in sources], settings, mask)
+
+
+def make_scan(
+    sources: Sequence[Source], volumes: Sequence[nib.Nifti1Image], settings: Settings, mask: Source | None = None
+) -> Scan:
+    """`load_scan` of volumes that are loaded; `sources` name them in errors."""
     for source, volume in zip(sources[1:], volumes[1:]):
         check_same_grid(source.path, volume, sources[0].path, volumes[0])
     inside = None if mask is None else _load_mask(mask, sources[0], volumes[0])

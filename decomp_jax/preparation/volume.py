@@ -15,6 +15,9 @@ SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, no
 MAX_TILT_DEGREES = 10.0
 FORMS_DIFFER = 0.2  # log of the ratio of voxel widths by sform and qform
 GZIP = b"\x1f\x8b"
+CURE = "copy or download it again"
+DAMAGED = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
+           ValueError, OverflowError)
 
 
 class Source(NamedTuple):
@@ -41,12 +44,37 @@ def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] 
     """
     if path.suffix.lower() == dicom.SUFFIX:
         files = (path,)
-    image = dicom.read_series(path, files) if files or path.is_dir() else _parse(path)
+    image = dicom.read_series(path, files) if files or path.is_dir() else _parse(path, _unpacked(path))
     if channel is not None:
         channels = image.shape[3] if image.ndim == 4 else 1
         if channel >= channels:
             raise UserError(f"{path}: has shape {image.shape} and so no channel {channel}; add it or name others")
         image = image.slicer[..., channel] if image.ndim == 4 else image
+    return _checked(path, image)
+
+
+def parse_volume(path: Path, data: bytes) -> nib.Nifti1Image:
+    """`load_volume` of the bytes of a NIfTI file, no longer compressed; `path` names it in errors."""
+    return _checked(path, _parse(path, data))
+
+
+def declared_bytes(path: Path, head: bytes) -> tuple[int, int]:
+    """How many bytes a NIfTI file has, and how many voxels, by the header that it begins with.
+
+    Raises UserError if there is no such header.
+    """
+    if not (image_class := _is_nifti(head)):
+        raise UserError(f"{path}: is no NIfTI file ({len(head)} bytes); {CURE}")
+    try:
+        # The header alone, not what may follow it, extensions.
+        header = image_class.header_class(head[:image_class.header_class.sizeof_hdr])
+        voxels = int(np.prod(header.get_data_shape(), dtype=object))
+        return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize, voxels
+    except DAMAGED as error:
+        raise UserError(f"{path}: has a damaged header ({error}); {CURE}") from error
+
+
+def _checked(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
     shape = image.shape[:3]
     if image.ndim < 2 or min(shape) < 1 or any(n != 1 for n in image.shape[3:]):  # a fourth axis of one volume is none
         raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
@@ -59,25 +87,28 @@ def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] 
     return nib.as_closest_canonical(type(image)(np.atleast_3d(data.reshape(shape)), image.affine))
 
 
-def _parse(path: Path) -> nib.Nifti1Image:
-    cure = "copy or download it again"
+def _unpacked(path: Path) -> bytes:
     try:
         data = path.read_bytes()
         if data.startswith(GZIP) or path.suffix.lower() == ".gz" and not _is_nifti(data):
             data = gzip.decompress(data)  # whole, since the checksum stands at its end
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: is a damaged or no gzip file ({error}); {cure}") from error
+        raise UserError(f"{path}: is a damaged or no gzip file ({error}); {CURE}") from error
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+    return data
+
+
+def _parse(path: Path, data: bytes) -> nib.Nifti1Image:
     if not (image_class := _is_nifti(data)):
-        raise UserError(f"{path}: is no NIfTI file ({len(data)} bytes); {cure}")
+        raise UserError(f"{path}: is no NIfTI file ({len(data)} bytes); {CURE}")
     try:
         image = image_class.from_bytes(data)
         needed = image.dataobj.offset + int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: has a damaged header ({error}); {cure}") from error
+    except DAMAGED as error:
+        raise UserError(f"{path}: has a damaged header ({error}); {CURE}") from error
     if not 0 < needed <= len(data):
-        raise UserError(f"{path}: is truncated ({len(data)} of {needed} bytes); {cure}")
+        raise UserError(f"{path}: is truncated ({len(data)} of {needed} bytes); {CURE}")
     return image
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from decomp_jax.config import Config, LayoutTerm
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
-from decomp_jax.inference.decomposer import CodeIndices, Decomposer, Decomposition
+from decomp_jax.inference.decomposer import CodeIndices, Decoding, Decomposer, Decomposition
 from decomp_jax.losses.cells import cell_means
 
 SIZE, GRID, LEVELS = 32, (4, 4), 16
@@ -68,6 +68,10 @@ def _cell_shares(mask: np.ndarray) -> np.ndarray:
     return np.asarray(cell_means(jnp.asarray(mask[..., None], jnp.float32), GRID[0]))[..., 0]
 
 
+def _pixels(cells: np.ndarray) -> np.ndarray:
+    return cells.repeat(SIZE // GRID[0], 1).repeat(SIZE // GRID[1], 2)
+
+
 @dataclasses.dataclass
 class FakeDecomposer:
     """Stands in for `Decomposer`: finds lesions by their grey values, and paints 0.6 over them."""
@@ -94,7 +98,13 @@ class FakeDecomposer:
 
     def paint(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> np.ndarray:
         cells = (normal_indices / (LEVELS - 1) * (1 - abnormal_indices / (LEVELS - 1)))[..., None]
-        return cells.repeat(SIZE // GRID[0], 1).repeat(SIZE // GRID[1], 2).astype(np.float32)
+        return _pixels(cells).astype(np.float32)
+
+    def decode(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> Decoding:
+        lesion = _pixels(abnormal_indices[..., None] > 0)
+        segmentation = np.concatenate([~lesion, lesion, np.zeros_like(lesion)], -1).astype(np.float32)
+        x_plus = self.paint(normal_indices, abnormal_indices)
+        return Decoding(x_plus, self.paint(normal_indices, 0 * abnormal_indices), segmentation)
 
     def quantize(self, z_e_normal: np.ndarray, z_e_abnormal: np.ndarray) -> CodeIndices:
         return CodeIndices(*(np.rint(z_e[..., 0] * (LEVELS - 1)).astype(int) for z_e in (z_e_normal, z_e_abnormal)))

@@ -60,6 +60,9 @@ def test_painting_the_codes_of_an_image_gives_its_x_plus(decomposer, images):
     output = decomposer.decompose(images)
     painted = decomposer.paint(output.normal_indices, output.abnormal_indices)
     np.testing.assert_allclose(painted, output.x_plus, rtol=1e-3, atol=1e-3)
+    decoded = decomposer.decode(output.normal_indices, output.abnormal_indices)
+    for name in ("x_plus", "x_minus", "segmentation"):
+        np.testing.assert_allclose(getattr(decoded, name), getattr(output, name), rtol=1e-3, atol=1e-3)
     other = decomposer.paint(output.normal_indices[::-1], output.abnormal_indices)
     assert not np.allclose(other, output.x_plus, atol=1e-3)
 

@@ -1,0 +1,284 @@
+"""What a reader can ask of an archive: questions as plain data in, answers as plain data and arrays out."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from decomp_jax.data.records import SliceDataset
+from decomp_jax.errors import UserError
+from decomp_jax.inference.asking import AWAY
+from decomp_jax.inference.decomposer import Decoding, Decomposer
+from decomp_jax.inference.display import LESION_COLOURS, Display
+from decomp_jax.inference.drawing import region_weights, sketch_latents
+from decomp_jax.retrieval import CodeBank, Queries, codes, latents
+from decomp_jax.room.archive import Archive
+from decomp_jax.room.images import BATCH, Picture, Pictures, checked_row, drawn
+from decomp_jax.room.upload import Brought
+
+PATHS = ("normal", "abnormal")
+MOST_HITS = 200
+MOST_EXAMPLES = 16
+MOST_THUMBNAILS = 256
+# Numbers of examples of a path that are compiled for.
+EXAMPLES = (0, 1, 4, 2 * MOST_EXAMPLES + 1)
+# What all counter-examples together count beside the mean of the examples.
+UNLIKE = -AWAY
+PATIENTS = 12
+
+
+class Answer(NamedTuple):
+    """Plain data, and arrays by name."""
+
+    data: dict[str, Any]
+    arrays: dict[str, np.ndarray] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question as a page asks it and a session keeps it.
+
+    Attributes:
+        anatomy, lesion: images, as `Pictures.pictures` reads them; `lesion` may be {"drawing": run lengths}.
+        share: of the lesion in the distance: 0 asks by anatomy alone, 1 by lesion alone.
+        region: run lengths of the part of the image that counts; None for all of it.
+        like, unlike: further images, for both paths.
+        k: number of hits.
+        other_patients: leaves out the patients of `anatomy` and `lesion`.
+        one_per_patient: the nearest slice of each patient alone.
+    """
+
+    anatomy: dict | None = None
+    lesion: dict | None = None
+    share: float = 0.5
+    region: list | None = None
+    like: tuple[dict, ...] = ()
+    unlike: tuple[dict, ...] = ()
+    k: int = 60
+    other_patients: bool = True
+    one_per_patient: bool = False
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Question":
+        """Raises UserError naming the part that is none."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - fields):
+            raise UserError(f"question: has the unknown part {unknown[0]!r}; parts are {', '.join(sorted(fields))}")
+        question = cls(**values)
+
+        def require(right: bool, name: str, what: str) -> None:
+            if not right:
+                raise UserError(f"{name}: needs {what}; ask again")
+
+        for name in ("anatomy", "lesion"):
+            require(isinstance(getattr(question, name), dict | None), name, "an image")
+        for name in ("like", "unlike"):
+            images = getattr(question, name)
+            require(isinstance(images, list | tuple) and len(images) <= MOST_EXAMPLES
+                    and all(isinstance(image, dict) for image in images), name, f"at most {MOST_EXAMPLES} images")
+        require(type(question.share) in (int, float) and 0 <= question.share <= 1, "share", "a number from 0 to 1")
+        require(type(question.k) is int and 0 < question.k <= MOST_HITS, "k", f"a number from 1 to {MOST_HITS}")
+        for name in ("other_patients", "one_per_patient"):
+            require(isinstance(getattr(question, name), bool), name, "true or false")
+        require(question.share == 1 or question.anatomy is not None, "anatomy", "an image")
+        require("drawing" not in (question.anatomy or {}), "anatomy", "an image, not a drawing")
+        require(question.share == 0 or question.lesion is not None, "lesion", "an image or a drawing")
+        return question
+
+
+class Room:
+    """A network, a bank and what readers bring; one thread at a time."""
+
+    def __init__(self, decomposer: Decomposer, bank: CodeBank, dataset: SliceDataset | None, *, bank_digest: str
+                 ) -> None:
+        self._decomposer, self._bank, self._digest = decomposer, bank, bank_digest
+        self._pictures = Pictures(decomposer, bank, dataset)
+        self._archive = Archive(bank.rows, bank.heights)
+        self._brought = Brought(decomposer.settings)
+
+    def warm_up(self) -> list[Callable[[], Any]]:
+        """What lays out the bank and compiles for questions, so that the first is answered as fast as others."""
+        if not len(self._bank):
+            return [self.about]
+        size = self._decomposer.settings.size
+        first, last = {"row": 0}, {"row": len(self._bank) - 1}
+        drawing = [0, size * (size // 2), 1, size, 0, size * size - size * (size // 2 + 1)]
+        steps = [
+            self.about,
+            functools.partial(self._pictures.pictures, [{"row": row} for row in range(min(len(self._bank), BATCH))]),
+            functools.partial(self.look, {"image": last}),
+        ]
+        for share in (0.0, 0.5, 1.0):
+            question = {"anatomy": first, "lesion": last, "share": share}
+            steps += [functools.partial(self.ask, question), functools.partial(self.ask, question | {"like": [last]})]
+        if self._can_draw:
+            steps.append(functools.partial(self.paint, {"anatomy": first, "drawing": drawing}))
+            steps.append(functools.partial(self.ask, {"anatomy": first, "lesion": {"drawing": drawing}}))
+        return steps
+
+    @property
+    def _can_draw(self) -> bool:
+        return bool(self._decomposer.config.objective.layout.weight)
+
+    def about(self) -> Answer:
+        """What the page needs to know of network and archive."""
+        return Answer(self._about)
+
+    @functools.cached_property
+    def _about(self) -> dict[str, Any]:
+        settings, rows = self._decomposer.settings, self._bank.rows
+        some = np.linspace(0, len(rows) - 1, min(len(rows), 32)).astype(int)
+        display = Display.fit(self._pictures.archived(some)[0].astype(np.float32)) if len(some) else Display(0, 1)
+        return {
+            "model": self._decomposer.model_digest, "bank": self._digest, "slices": len(rows),
+            "patients": len(self._archive), "size": settings.size, "grid": self._decomposer.grid,
+            "modalities": settings.modalities, "classes": settings.lesion_classes,
+            "colours": [LESION_COLOURS[i % len(LESION_COLOURS)] for i in range(len(settings.lesion_classes))],
+            "at_hand": self._pictures.at_hand, "can_draw": self._can_draw, "white": display.white,
+            "margin": display.margin,
+            "columns": self._archive.columns, "choices": self._archive.choices,
+        }
+
+    def patients(self, request: dict[str, Any]) -> Answer:
+        """Patients of the archive whose id contains {"text"} and that have a slice with {"where": column: value}."""
+        return Answer(self._archive.find(request))
+
+    def slices(self, request: dict[str, Any]) -> Answer:
+        """All slices of the patient of {"row"}, from the feet up."""
+        rows = self._archive.slices_of(checked_row(request.get("row"), len(self._bank)))
+        return Answer({"rows": rows.tolist(), "about": self._archive.describe(rows)})
+
+    def thumbnails(self, rows: Any) -> Answer:
+        """Images uint8 [n,S,S] and labels uint8 [n,S,S] of rows."""
+        if not isinstance(rows, list) or not 0 < len(rows) <= MOST_THUMBNAILS:
+            raise UserError(f"rows: needs 1 to {MOST_THUMBNAILS} numbers; ask for fewer")
+        numbers = np.array([checked_row(row, len(self._bank)) for row in rows])
+        images, labels = self._pictures.archived(numbers)
+        return Answer({"about": self._archive.describe(numbers)}, {
+            "image": np.rint(255 * images[..., 0].astype(np.float32).clip(0, 1)).astype(np.uint8),
+            "label": labels,
+        })
+
+    def look(self, request: dict[str, Any]) -> Answer:
+        """What the network says of {"image"}: planes uint16 [S,S] of 0 to 65535, labels and codes."""
+        picture, = self._pictures.pictures([_dictionary(request, "image")])
+        known = picture.decomposition
+        data = {"at_hand": known is not None}
+        if known is None:
+            decoded = self._decomposer.decode(*(picture.indices[path][None] for path in PATHS))
+            known = Decoding(decoded.x_plus[0], decoded.x_minus[0], decoded.segmentation[0])
+        planes = {"image": picture.image, "x_minus": known.x_minus, "x_plus": known.x_plus}
+        lesion = known.segmentation.argmax(-1).astype(np.uint8)
+        if picture.row is not None:
+            data["about"] = self._archive.describe(np.array([picture.row]))[0]
+            data["row"] = picture.row
+        arrays = {name: _plane(image) for name, image in planes.items()}
+        indices = {f"{path}_codes": grid.astype(np.uint16) for path, grid in picture.indices.items()}
+        return Answer(data, {**arrays, "label": picture.label, "lesion": lesion, **indices})
+
+    def paint(self, request: dict[str, Any]) -> Answer:
+        """What the network paints from the anatomy of {"anatomy"} with {"drawing"}: a plane uint16 [S,S]."""
+        picture, = self._pictures.pictures([_dictionary(request, "anatomy")])
+        z_e_abnormal = self._sketch(request.get("drawing"))[None]
+        z_e_normal = self._decomposer.normal_codebook[picture.indices["normal"]][None]
+        abnormal = self._decomposer.quantize(z_e_normal, z_e_abnormal).abnormal_indices
+        painted = self._decomposer.paint(picture.indices["normal"][None], np.asarray(abnormal, np.int32))
+        return Answer({}, {"painted": _plane(painted[0])})
+
+    def _sketch(self, runs: Any) -> np.ndarray:
+        settings = self._decomposer.settings
+        return sketch_latents(self._decomposer, drawn(runs, settings.size, len(settings.lesion_classes)))
+
+    def ask(self, request: dict[str, Any]) -> Answer:
+        """The slices nearest to a `Question`, and what each path and each cell, float32 [k,h,w], adds to a distance."""
+        question = Question.of(request)
+        queries, asked = self._queries(question)
+        patients = sorted({str(self._bank.rows["patient_id"][row]) for row in asked if row is not None})
+        exclude = np.resize(patients, (1, 2)) if question.other_patients and patients else None
+        hits = self._bank.search(queries, k=question.k, exclude=exclude, one_per_patient=question.one_per_patient)
+        rows = hits.rows[0][hits.rows[0] >= 0]
+        why = {path: self._bank.contributions(_of_path(queries, path), rows[None])[0] for path in queries.paths}
+        data = {"rows": rows.tolist(), "distances": hits.distances[0][:len(rows)].tolist(),
+                "parts": {path: cells.sum((1, 2)).tolist() for path, cells in why.items()},
+                "about": self._archive.describe(rows)}
+        return Answer(data, {"why": sum(why.values()).astype(np.float32)})
+
+    def _queries(self, question: Question) -> tuple[Queries, list[int | None]]:
+        """The queries, and the rows of the images in the two places."""
+        examples: list[tuple[float, str, dict]] = []
+        shares = {"normal": 1 - question.share, "abnormal": question.share}
+        equal = 1 / (1 + len(question.like))  # the mean of what hits should be like
+        for path, image in (("normal", question.anatomy), ("abnormal", question.lesion)):
+            if shares[path] and "drawing" not in image:
+                examples.append((equal * shares[path], path, image))
+        places = len(examples)
+        for weight, images in ((equal, question.like), (UNLIKE / max(len(question.unlike), 1), question.unlike)):
+            examples += [(weight * shares[path], path, image) for image in images for path in PATHS if shares[path]]
+        pictures = self._pictures.pictures([image for *_, image in examples])
+        parts = [weight * _query(picture, path) for (weight, path, _), picture in zip(examples, pictures)]
+        if question.share and "drawing" in question.lesion:
+            parts.append(equal * question.share * latents(abnormal=self._sketch(question.lesion["drawing"])[None]))
+        for path in PATHS:  # padded to a few numbers of examples: each is compiled for
+            own = [part for part in parts if part.paths == (path,)]
+            missing = next(size for size in EXAMPLES if size >= len(own)) - len(own)
+            parts += [0 * part for part in own[:1] * missing]
+        queries = functools.reduce(operator.add, parts)
+        if question.region is not None:
+            mask = drawn(question.region, self._decomposer.settings.size, 1) > 0
+            queries = region_weights(mask, self._decomposer.grid) * queries
+        return queries, [picture.row for picture in pictures[:places]]
+
+    def ask_patients(self, request: dict[str, Any]) -> Answer:
+        """The patients nearest to that of {"row"}, with each slice's match; {"share"} 0 and 1 leave out a path."""
+        row = checked_row(request.get("row"), len(self._bank))
+        question = Question.of({"anatomy": {"row": row}, "lesion": {"row": row}, "share": request.get("share", 0.5)})
+        rows = self._archive.slices_of(row)
+        pictures = self._pictures.pictures([{"row": int(row)} for row in rows])
+        shares = {"normal": 1 - question.share, "abnormal": question.share}
+        parts = [_stacked(pictures, path) for path in PATHS if shares[path]]
+        queries = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        hits = self._bank.search_patients(
+            queries, heights=self._bank.heights[rows], k=PATIENTS, exclude=[str(self._bank.rows["patient_id"][row])],
+        )
+        return Answer({
+            "rows": rows.tolist(), "patients": hits.patients.tolist(), "distances": hits.distances.tolist(),
+            "matches": {path: matched.tolist() for path, matched in hits.matches.items()},
+        })
+
+    def bring(self, data: bytes) -> Answer:
+        """Takes a scan or a picture in; a scan waits, in memory, to be asked for its slices."""
+        return Answer(self._brought.take(data))
+
+    def slice_of(self, request: dict[str, Any]) -> Answer:
+        """The slice {"slice"} of what was brought as {"number"}, float16 [S,S,C], to be asked with."""
+        image = self._brought.slice_of(request.get("number"), request.get("slice"))
+        return Answer({}, {"pixels": image.astype("<f2")})
+
+
+def _of_path(queries: Queries, path: str) -> Queries:
+    return Queries(tuple(example for example in queries.examples if example.path == path))
+
+
+def _query(picture: Picture, path: str) -> Queries:
+    if picture.decomposition is None:
+        return codes(**{path: picture.indices[path][None]})
+    return latents(**{path: getattr(picture.decomposition, f"z_e_{path}")[None]})
+
+
+def _stacked(pictures: list[Picture], path: str) -> Queries:
+    if any(picture.decomposition is None for picture in pictures):
+        return codes(**{path: np.stack([picture.indices[path] for picture in pictures])})
+    return latents(**{path: np.stack([getattr(picture.decomposition, f"z_e_{path}") for picture in pictures])})
+
+
+def _plane(image: np.ndarray) -> np.ndarray:
+    return np.rint(65535 * image[..., 0].astype(np.float32).clip(0, 1)).astype("<u2")
+
+
+def _dictionary(request: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(request.get(name), dict):
+        raise UserError(f"{name}: needs an image; choose one")
+    return request[name]

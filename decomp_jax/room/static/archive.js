@@ -1,0 +1,218 @@
+/** The archive: patients, filters, the slices of one; and what the reader brings. */
+
+import { show, telling, thumbnails } from "./ask.js";
+import { at, fill, make, say } from "./dom.js";
+import { bring, call } from "./server.js";
+import { cache, change, facts, state } from "./state.js";
+import { draw } from "./viewport.js";
+import { draggable } from "./question.js";
+
+const filter = { text: "", where: /** @type {Record<string, string>} */ ({}) };
+/** @type {{count: number, patients: any[]}} */
+let found = { count: 0, patients: [] };
+/** The slices of the patient that is open, or of the scan that was brought. @type {any} */
+let opened = null;
+
+/** Fetches the list by the filter; from `start` on, to be added. @param {number} [start] */
+export async function find(start = 0) {
+  const answer = await telling(() => call("patients", { ...filter, start }));
+  if (!answer) return;
+  found = { count: answer.data.count, patients: [...(start ? found.patients : []), ...answer.data.patients] };
+  change();
+}
+
+/**
+ * Opens a patient at one of its slices.
+ * @param {number} row @param {boolean} [exactly] that slice, or else one in the middle
+ */
+export async function openPatient(row, exactly = true) {
+  const answer = await telling(() => call("slices", { row }));
+  if (!answer) return;
+  const { rows, about } = answer.data;
+  opened = { rows, about, name: about[0].patient_id };
+  rows.forEach((one, i) => {
+    if (!cache.thumbnails.has(one)) cache.thumbnails.set(one, { about: about[i] });
+  });
+  show({ row: exactly ? row : best(rows, about) });
+  thumbnails(rows, about);
+}
+
+/** A slice to begin with: in the middle of those that fit the filter. */
+function best(rows, about) {
+  const capital = (value) => (typeof value === "boolean" ? (value ? "True" : "False") : String(value));
+  const fitting = rows.filter((_, i) =>
+    Object.entries(filter.where).every(([column, value]) => capital(about[i][column]) === value),
+  );
+  const abnormal = fitting.filter((row) => about[rows.indexOf(row)].has_abnormality);
+  const some = abnormal.length ? abnormal : fitting.length ? fitting : rows;
+  return some[Math.floor(some.length / 2)];
+}
+
+/** Brings a file: a scan, of which a slice is then chosen, or a picture. @param {File|undefined} file */
+export async function take(file) {
+  if (!file) return;
+  say("Reading the file …");
+  const answer = await telling(() => bring(file));
+  if (!answer) return;
+  const { number, slices, scan } = answer.data;
+  opened = { number, slices, name: file.name, scan, at: Math.floor(slices.length / 2) };
+  say("");
+  await choose(opened.at);
+}
+
+/** Shows the i-th slice of what is open. @param {number} i */
+export async function choose(i) {
+  if (!opened) return;
+  const count = (opened.rows ?? opened.slices).length;
+  const index = Math.min(count - 1, Math.max(0, i));
+  if (opened.rows) {
+    await show({ row: opened.rows[index] });
+    return;
+  }
+  opened.at = index;
+  const slice = opened.slices[index];
+  const answer = await telling(() => call("slice_of", { number: opened.number, slice }));
+  if (!answer) return;
+  const bytes = new Uint8Array(
+    answer.arrays.pixels.buffer,
+    answer.arrays.pixels.byteOffset,
+    answer.arrays.pixels.byteLength,
+  );
+  let text = "";
+  for (const byte of bytes) text += String.fromCharCode(byte);
+  await show({ pixels: btoa(text), name: opened.scan ? `${opened.name}, ${slice}` : opened.name });
+}
+
+/** @param {number} by slices upwards */
+export function step(by) {
+  const i = place();
+  if (i >= 0) choose(i + by);
+}
+
+function place() {
+  if (!opened) return -1;
+  return opened.rows ? opened.rows.indexOf(state.shown?.row) : opened.at;
+}
+
+export function render() {
+  fill(
+    at("archive"),
+    make(
+      "button",
+      { "data-key": "bring", onclick: () => at("file").click(), title: "NIfTI scan, PNG or JPEG (B)" },
+      "Bring an image …",
+    ),
+    make("input", {
+      type: "search",
+      placeholder: "Patient …",
+      value: filter.text,
+      "data-key": "search",
+      "aria-label": "Patient id contains",
+      oninput: (event) => {
+        filter.text = event.target.value;
+        find();
+      },
+    }),
+    ...Object.entries(facts.choices ?? {}).map(([column, values]) => select(column, values)),
+    make("div.soft", {}, `${found.count.toLocaleString("en")} patients`),
+    list(),
+    opened && slices(),
+  );
+  for (const canvas of at("archive").querySelectorAll("canvas")) {
+    const small = cache.thumbnails.get(Number(canvas.dataset.row))?.image;
+    draw(canvas, { plane: small ? { pixels: small, most: 255 } : null });
+  }
+}
+
+function select(column, values) {
+  const name = column.replaceAll("_", " ");
+  return make(
+    "select",
+    {
+      "data-key": `filter-${column}`,
+      "aria-label": name,
+      onchange: (event) => {
+        delete filter.where[column];
+        if (event.target.value) filter.where[column] = event.target.value;
+        find();
+      },
+    },
+    make("option", { value: "" }, `any ${name}`),
+    ...values.map((value) => make("option", { value, selected: filter.where[column] === value }, `${name}: ${value}`)),
+  );
+}
+
+function more() {
+  return find(found.patients.length);
+}
+
+function list() {
+  return make(
+    "ul.patients",
+    { "data-scroll": "patients" },
+    ...found.patients.map((patient) =>
+      make(
+        "li",
+        {},
+        make(
+          "button",
+          {
+            "data-key": `patient-${patient.id}`,
+            "aria-pressed": opened?.rows?.includes(patient.row) ?? false,
+            onclick: () => openPatient(patient.row, false),
+          },
+          make("span", {}, patient.id),
+          make("span.soft", {}, patient.fit),
+        ),
+      ),
+    ),
+    found.patients.length < found.count &&
+      make("li", {}, make("button.more", { "data-key": "more", onclick: more }, "More …")),
+    !found.count && make("li.empty", {}, "No patient fits the filter."),
+  );
+}
+
+function slices() {
+  const count = (opened.rows ?? opened.slices).length;
+  const i = place();
+  const height = opened.rows && i >= 0 ? opened.about[i].position_mm : undefined;
+  const box = make(
+    "div.slices",
+    {},
+    make("div.row", {}, make("b", {}, opened.name), make("span.soft", {}, i < 0 ? "" : `${i + 1} / ${count}`)),
+    make("input", {
+      type: "range",
+      min: "0",
+      max: String(count - 1),
+      value: String(Math.max(i, 0)),
+      "data-key": "slice",
+      "aria-label": "Slice, from the feet up",
+      onchange: (event) => choose(Number(event.target.value)),
+    }),
+    height !== undefined && make("span.soft", {}, `${height.toFixed(0)} mm`),
+  );
+  if (opened.rows) box.append(strip(opened.rows, state.shown?.row));
+  return box;
+}
+
+/** Thumbnails in a line. @param {number[]} rows @param {number|undefined} chosen */
+function strip(rows, chosen) {
+  return make(
+    "div.strip",
+    { "data-scroll": "strip" },
+    ...rows.map((row) => {
+      const thumb = make(
+        `button.thumb.small${row === chosen ? ".chosen" : ""}`,
+        {
+          "data-key": `slice-${row}`,
+          tabIndex: -1,
+          "aria-label": `slice ${cache.thumbnails.get(row)?.about?.slice_index}`,
+          onclick: () => show({ row }),
+        },
+        make("canvas", { "data-row": String(row) }),
+      );
+      draggable(thumb, () => ({ row }));
+      return thumb;
+    }),
+  );
+}

@@ -1,0 +1,297 @@
+/** The answers: hits grouped by patient, patients with their strips, and what was marked. */
+
+import { openPatient } from "./archive.js";
+import { add as compareWith } from "./compare.js";
+import { at, fill, make } from "./dom.js";
+import { addExample, draggable, put } from "./question.js";
+import { cache, change, facts, state } from "./state.js";
+import { draw } from "./viewport.js";
+
+const LABEL = "#dfe6ee";
+
+/** Rows of the tab in sight, in the order of the list. @returns {number[]} */
+export function listed() {
+  if (state.tab === "marked") return Object.keys(state.marks).map(Number);
+  if (state.tab === "hits" && cache.hits) return groups().flatMap(([, rows]) => rows);
+  return [];
+}
+
+/** Hits by patient, in the order of each one's nearest. @returns {[string, number[]][]} */
+function groups() {
+  /** @type {Map<string, number[]>} */
+  const byPatient = new Map();
+  for (const row of cache.hits.rows) {
+    const id = cache.thumbnails.get(row)?.about.patient_id ?? "…";
+    byPatient.set(id, [...(byPatient.get(id) ?? []), row]);
+  }
+  return [...byPatient];
+}
+
+/** @param {number} by places on from the chosen hit */
+export function move(by) {
+  const rows = listed();
+  if (!rows.length) return;
+  const i = rows.indexOf(state.hit);
+  choose(rows[Math.min(rows.length - 1, Math.max(0, i < 0 ? 0 : i + by))]);
+}
+
+/** To the first hit of the next patient, or of the one before. @param {number} by */
+export function movePatient(by) {
+  if (state.tab !== "hits" || !cache.hits) return move(by);
+  const all = groups();
+  const i = all.findIndex(([, rows]) => rows.includes(state.hit));
+  choose(all[Math.min(all.length - 1, Math.max(0, i + by))][1][0]);
+  return undefined;
+}
+
+function choose(row) {
+  change((now) => {
+    now.hit = row;
+  });
+  requestAnimationFrame(() => {
+    const thumb = /** @type {HTMLElement|null} */ (at("answers").querySelector(`[data-key="hit-${row}"]`));
+    thumb?.focus({ preventScroll: true });
+    thumb?.scrollIntoView({ block: "nearest" });
+  });
+}
+
+/** @param {number|null} row */
+export function mark(row) {
+  if (row === null) return;
+  change((now) => {
+    if (now.marks[row]) delete now.marks[row];
+    else now.marks[row] = { note: "" };
+  });
+}
+
+export function render() {
+  const marked = Object.keys(state.marks).length;
+  const tab = (name, text) =>
+    make(
+      "button",
+      {
+        role: "tab",
+        "data-key": `tab-${name}`,
+        "aria-selected": state.tab === name,
+        onclick: () =>
+          change((now) => {
+            now.tab = name;
+          }),
+      },
+      text,
+    );
+  const lists = { hits: hitList, patients: patientList, marked: markedList };
+  fill(
+    at("answers"),
+    make(
+      "div.tabs",
+      { role: "tablist" },
+      tab("hits", "Hits"),
+      tab("patients", "Patients"),
+      tab("marked", `Marked ${marked || ""}`),
+      make("span.spring"),
+      make(
+        "button",
+        {
+          "data-key": "why",
+          "aria-pressed": state.view.why,
+          disabled: state.tab !== "hits",
+          title: "Tint the cells that add to the distance (W)",
+          onclick: () =>
+            change((now) => {
+              now.view.why = !now.view.why;
+            }),
+        },
+        "Why",
+      ),
+    ),
+    make("div.list", { "data-scroll": "answers" }, ...lists[/** @type {keyof typeof lists} */ (state.tab)]()),
+    state.tab !== "patients" && state.hit !== null && detail(state.hit),
+  );
+  for (const canvas of at("answers").querySelectorAll("canvas[data-row]")) paintThumb(/** @type {any} */ (canvas));
+}
+
+function paintThumb(canvas) {
+  const row = Number(canvas.dataset.row);
+  const small = cache.thumbnails.get(row);
+  const rank = canvas.dataset.why ? (cache.hits?.rows.indexOf(row) ?? -1) : -1;
+  draw(canvas, {
+    plane: small?.image ? { pixels: small.image, most: 255 } : null,
+    outlines:
+      small?.image && state.view.labels ? [{ labels: small.label, colours: facts.colours.map(() => LABEL) }] : [],
+    heat: state.view.why && rank >= 0 ? { values: cache.hits.why[rank], most: cache.hits.most } : null,
+  });
+}
+
+/** @param {number} row @param {string} text @param {{small?: boolean, why?: boolean}} [options] */
+function thumb(row, text, { small, why } = {}) {
+  const about = cache.thumbnails.get(row)?.about;
+  const element = make(
+    `button.thumb${small ? ".small" : ""}`,
+    {
+      "data-key": `hit-${row}`,
+      "aria-pressed": state.hit === row,
+      "aria-label": about ? `${about.patient_id}, slice ${about.slice_index}, ${text}` : text,
+      onclick: () => choose(row),
+      ondblclick: () => openPatient(row),
+    },
+    make("canvas", { "data-row": String(row), "data-why": why ? "1" : "" }),
+    text && make("span", {}, text),
+    state.marks[row] && make("span.mark", {}, "★"),
+  );
+  draggable(element, () => ({ row }));
+  return element;
+}
+
+function hitList() {
+  if (!cache.hits) {
+    return [
+      make(
+        "div.empty",
+        {},
+        make("strong", {}, "Nothing asked yet"),
+        "With an image on the desk press 1 for its anatomy, 2 for both, 3 for its lesion, 4 for patients; or drag " +
+          "images into the two places below it.",
+      ),
+    ];
+  }
+  if (!cache.hits.rows.length) return [make("div.empty", {}, "The archive has no other patient.")];
+  const distance = new Map(cache.hits.rows.map((row, i) => [row, cache.hits.distances[i]]));
+  return groups().map(([id, rows]) =>
+    make(
+      "div",
+      {},
+      make(
+        "div.group-head",
+        {},
+        make("b", {}, id),
+        make("span.soft", {}, rows.length > 1 ? `${rows.length} slices` : ""),
+      ),
+      make("div.thumbs", {}, ...rows.map((row) => thumb(row, Number(distance.get(row)).toPrecision(3), { why: true }))),
+    ),
+  );
+}
+
+function patientList() {
+  const answer = cache.patients;
+  if (!answer) {
+    return [
+      make(
+        "div.empty",
+        {},
+        make("strong", {}, "No patients compared yet"),
+        "Press 4, or “Patients”, to find the patients nearest to the one on the desk, slice by slice.",
+      ),
+    ];
+  }
+  const few = (count) =>
+    Array.from({ length: Math.min(count, 6) }, (_, i) => Math.floor(((i + 0.5) * count) / Math.min(count, 6)));
+  const places = few(answer.rows.length);
+  const line = (rows) =>
+    make(
+      "div.thumbs",
+      {},
+      ...places.map((i) => (rows[i] >= 0 ? thumb(rows[i], "", { small: true }) : make("div.thumb.small"))),
+    );
+  const path = answer.share === 1 ? "abnormal" : Object.keys(answer.matches)[0];
+  return [
+    make(
+      "div",
+      {},
+      make(
+        "div.group-head",
+        {},
+        make("b", {}, cache.thumbnails.get(answer.rows[0])?.about.patient_id ?? ""),
+        make("span.soft", {}, "asked with"),
+      ),
+      line(answer.rows),
+    ),
+    ...answer.patients.map((id, n) =>
+      make(
+        "div",
+        {},
+        make("div.group-head", {}, make("b", {}, id), make("span.soft", {}, answer.distances[n].toPrecision(3))),
+        line(answer.matches[path][n]),
+      ),
+    ),
+  ];
+}
+
+function markedList() {
+  const rows = Object.keys(state.marks).map(Number);
+  const note = (text, label, key, write) =>
+    make("textarea", {
+      value: text,
+      placeholder: label,
+      "aria-label": label,
+      "data-key": key,
+      oninput: (event) => write(event.target.value),
+    });
+  return [
+    make("div.group-head", {}, make("b", {}, "Note of the session")),
+    note(state.note, "What was asked, and what was found", "note", (text) => {
+      state.note = text;
+    }),
+    rows.length
+      ? null
+      : make("div.empty", {}, "Mark a hit with M; it is kept here with a note and exported with the session."),
+    ...rows.map((row) =>
+      make(
+        "div",
+        {},
+        make("div.group-head", {}, make("b", {}, cache.thumbnails.get(row)?.about?.patient_id ?? `row ${row}`)),
+        make("div.thumbs", {}, thumb(row, "")),
+        note(state.marks[row].note, "Note", `note-${row}`, (text) => {
+          state.marks[row].note = text;
+        }),
+      ),
+    ),
+  ].filter(Boolean);
+}
+
+function detail(row) {
+  const about = cache.thumbnails.get(row)?.about;
+  if (!about) return null;
+  const { patient_id: id, slice_index: slice, ...rest } = about;
+  const rank = cache.hits?.rows.indexOf(row) ?? -1;
+  const facts_ = Object.entries(rest).map(
+    ([name, value]) => `${name.replaceAll("_", " ")}: ${typeof value === "number" ? Number(value.toFixed(1)) : value}`,
+  );
+  const button = (text, title, run) => make("button", { "data-key": `do-${text}`, title, onclick: run }, text);
+  return make(
+    "div.detail",
+    {},
+    make(
+      "div.facts",
+      {},
+      make("b", {}, `${id}, slice ${slice}`),
+      rank >= 0 && `  ·  distance ${distance(rank)}`,
+      make("br"),
+      facts_.join("  ·  "),
+    ),
+    make(
+      "div.line",
+      {},
+      button("Its anatomy", "Into the place of the anatomy (A)", () => put("anatomy", { row })),
+      button("Its lesion", "Into the place of the lesion (L)", () => put("lesion", { row })),
+      button("More like it", "As a further example (P)", () => addExample("like", { row })),
+      button("Less like it", "As a counter-example (N)", () => addExample("unlike", { row })),
+      button("Compare", "Beside the image on the desk (C)", () => compareWith(row)),
+      button(state.marks[row] ? "Unmark" : "Mark", "Kept with a note (M)", () => mark(row)),
+      button("Open", "On the desk (double click)", () => openPatient(row)),
+    ),
+  );
+}
+
+/** A hit's distance, and of what it is made where both codes were asked by. @param {number} rank */
+function distance(rank) {
+  const { distances, parts } = cache.hits;
+  const text = distances[rank].toPrecision(3);
+  if (Object.keys(parts).length < 2) return text;
+  return `${text} = anatomy ${parts.normal[rank].toPrecision(3)} + lesion ${parts.abnormal[rank].toPrecision(3)}`;
+}
+
+/** The picture that keys act on: the chosen hit while the answers have the focus, else that on the desk. */
+export function target() {
+  return state.hit !== null && at("answers").contains(document.activeElement) ? { row: state.hit } : state.shown;
+}

@@ -1,0 +1,198 @@
+"""The page in Chromium, by hand and by keys."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from decomp_jax.retrieval import CodeBank
+from tests.conftest import run_python, start_python
+from tests.room.browser import CHROMIUM, Browser
+from tests.room.test_serve import PROGRAM
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
+EVIL = "<img src=x onerror=window.pwned=1>"
+STATE = "(async () => (await import('/state.js')).state{})()"
+STATUS = "document.getElementById('status').textContent"
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory, phantom: Path) -> Path:
+    out = tmp_path_factory.mktemp("bank") / "bank"
+    done = run_python("evaluate.py", "encode", "--workdir=models/phantom64", f"--data={phantom}", "--split=train",
+                      f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def address(bank: Path) -> Iterator[str]:
+    program = start_python("evaluate.py", "serve", "--workdir=models/phantom64", f"--bank={bank}")
+    try:
+        yield program.stdout.readline().strip()
+    finally:
+        program.terminate()
+        program.communicate(timeout=60)
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Browser]:
+    with Browser() as page:
+        enter(page, address)
+        yield page
+        assert not page.problems
+
+
+def enter(page: Browser, address: str) -> None:
+    page.open(address)
+    page.wait("document.querySelector('.patients button')", 300)
+    page.run("window.saved = []; const make = URL.createObjectURL.bind(URL);"
+             "URL.createObjectURL = (blob) => { saved.push(blob); return make(blob); }; 0")
+
+
+def choose_file(page: Browser, selector: str, path: Path) -> None:
+    root = page.send("DOM.getDocument")["root"]["nodeId"]
+    node = page.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+    page.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+
+def shown(page: Browser) -> list[int]:
+    return page.run("[...document.querySelectorAll('#answers .thumbs canvas')].map((c) => Number(c.dataset.row))")
+
+
+def ask(page: Browser, key: str) -> list[int]:
+    """Rows in sight after a key that asks."""
+    before = page.run(STATE.format(".log.length"))
+    page.key(key)
+    end = time.monotonic() + 60
+    while page.run(STATE.format(".log.length")) == before:
+        assert time.monotonic() < end, page.run(STATUS)
+    rows = page.run(STATE.format(".log.at(-1).rows"))
+    while sorted(shown(page)) != sorted(rows):
+        assert time.monotonic() < end, page.run(STATUS)
+    return rows
+
+
+def test_a_session_from_the_first_look_to_its_reopening(page: Browser, address: str, tmp_path: Path) -> None:
+    page.click(".patients li:nth-child(2) button")
+    page.wait("document.querySelector('canvas[data-tile=image]')")
+    by_anatomy, by_both, by_lesion = (ask(page, key) for key in "123")
+    assert len({tuple(rows) for rows in (by_anatomy, by_both, by_lesion)}) == 3
+    page.key("ArrowRight")
+    page.wait("document.activeElement.matches('#answers .thumb')")
+    page.key("m")
+    second = page.run(STATE.format(".hit"))
+    assert list(page.run(STATE.format(".marks"))) == [str(second)] and second in by_lesion
+    page.key("a")  # the anatomy of the second hit, the lesion of the image on the desk
+    page.run("document.activeElement.blur()")
+    mixed = ask(page, "Enter")
+    question = page.run(STATE.format(".log.at(-1).question"))
+    assert question["anatomy"] == {"row": second} != question["lesion"] and mixed != by_both
+    page.key("c")
+    page.wait("!document.getElementById('compare').hidden")
+    page.key("f")
+    page.key("x")
+    page.key("Escape")
+    page.click("#save-session")
+    page.wait("saved.length")
+    session = page.run("saved[0].text()")
+    assert set(json.loads(session)) >= {"model", "bank", "state"} and len(json.loads(session)["state"]["log"]) == 4
+    (tmp_path / "session.json").write_text(session)
+    page.click("#save-hits")
+    hits = page.run("saved[1].text()").split("\r\n")
+    assert [int(line.split(",")[1].strip('"')) for line in hits[1:-1]] == mixed
+    page.click("#save-sheet")
+    page.wait("saved.length > 2")
+    assert page.run("saved[2].type") == "image/png" and page.run("saved[2].size") > 10_000
+    page.open("about:blank")
+    enter(page, address)
+    choose_file(page, "#session-file", tmp_path / "session.json")
+    page.wait(f"{STATUS}.includes('questions asked again')")
+    assert "4 questions asked again, all with the same answers" in page.run(STATUS)
+    assert sorted(shown(page)) == sorted(mixed)
+
+
+def test_strokes_have_no_gaps_and_end_anywhere(page: Browser) -> None:
+    page.click(".patients li:nth-child(1) button")
+    page.wait("document.querySelector('canvas[data-tile=image]')")
+    page.key("d")
+    left, top, width, height = page.box("canvas[data-tile=image]")
+    points = [(0.3, 0.3), (0.7, 0.35), (0.35, 0.6), (1.3, 1.4)]  # far apart, and out of the image
+    places = [(left + x * width, top + y * height) for x, y in points]
+    page.mouse("mousePressed", *places[0])
+    for place in places[1:]:
+        page.mouse("mouseMoved", *place)
+    page.mouse("mouseReleased", *places[-1])
+    page.wait("document.getElementById('tiles').innerText.includes('Painted with the drawn lesion')")
+    runs = page.run(STATE.format(".drawing"))
+    drawn = np.repeat(runs[::2], runs[1::2]).reshape(64, 64)
+    assert ndimage.label(drawn)[1] == 1 and (drawn > 0).sum() > 150
+    for place in places:  # the pen is up
+        page.mouse("mouseMoved", *place)
+    assert page.run(STATE.format(".drawing")) == runs
+    by_drawing = ask(page, "3")
+    assert page.run(STATE.format(".log.at(-1).question.lesion.drawing")) == runs and by_drawing
+    page.key("z", modifiers=2)  # the share
+    page.key("z", modifiers=2)  # the stroke
+    assert page.run(STATE.format(".drawing")) is None
+
+
+def test_a_lesion_is_drawn_by_keys_alone(page: Browser) -> None:
+    page.click(".patients li:nth-child(1) button")
+    page.wait("document.querySelector('canvas[data-tile=image]')")
+    for key in ("d", " ", *["ArrowRight"] * 6, *["ArrowDown"] * 4, " "):
+        page.key(key)
+    runs = page.run(STATE.format(".drawing"))
+    drawn = np.repeat(runs[::2], runs[1::2]).reshape(64, 64)
+    assert ndimage.label(drawn)[1] == 1 and drawn[32, 38] and drawn[36, 38] and not drawn[36, 30]
+
+
+def test_what_a_file_says_is_text(tmp_path: Path) -> None:
+    """A patient id and a column's value that are HTML."""
+    program = PROGRAM.replace("decomposer =", f"""
+kinds = heads.rows.dtype
+heads.rows = heads.rows.astype([(name, "U64" if kinds[name].kind == "U" else kinds[name]) for name in kinds.names])
+heads.rows["patient_id"][3:] = heads.rows["tumour"][3:] = {EVIL!r}
+decomposer =""")
+    process = start_python("-c", program)
+    try:
+        address = process.stdout.readline().strip()
+        with Browser() as page:
+            enter(page, address)
+            page.run("[...document.querySelectorAll('.patients button')].find((b) => b.innerText.includes('<img'))"
+                     ".click()")
+            page.wait("document.querySelector('canvas[data-tile=image]')")
+            ask(page, "1")
+            page.click("[data-key=others]")
+            ask(page, "Enter")
+            page.key("m")
+            page.click("[data-key=tab-marked]")
+            assert EVIL in page.run("document.body.innerText")
+            assert page.run("document.images.length") == 0 and page.run("window.pwned") is None
+            assert not page.problems
+            page.run("document.body.append(Object.assign(document.createElement('script'),"
+                     " {textContent: 'window.pwned=1'}))")
+            assert page.run("window.pwned") is None, "and were it not, the policy holds"
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_a_bank_without_its_images_says_so(bank: Path, tmp_path: Path) -> None:
+    CodeBank.concat([CodeBank.load(bank)] * 2).save(tmp_path / "bank")
+    process = start_python("evaluate.py", "serve", "--workdir=models/phantom64", f"--bank={tmp_path / 'bank'}")
+    try:
+        address = process.stdout.readline().strip()
+        with Browser() as page:
+            enter(page, address)
+            assert "images not at hand" in page.run("document.getElementById('archive-name').innerText")
+            page.click(".patients li:nth-child(1) button")
+            page.wait("document.getElementById('tiles').innerText.includes('Painted from its codes')")
+            assert len(ask(page, "2")) > 10 and not page.problems
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
