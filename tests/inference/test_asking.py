@@ -201,6 +201,17 @@ def test_a_whole_scan_finds_its_patient(archive: Archive, row: int, ask, tmp_pat
     assert list(hits.values()) == sorted(hits.values())
 
 
+def test_a_scan_between_the_heights_of_all_slices(archive: Archive, row: int, ask, tmp_path: Path, monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(sheet, "contact_sheet",
+                        lambda sections, **rest: shown.append(sections) or contact_sheet(sections, **rest))
+    path = write_scan(tmp_path / "scan.nii.gz", 1000 * archive.images[[row] * 2, ..., 0], 1.0, 1e4)
+    assert len(ask(image=path, level="patient", by="normal", within_mm=0.0, k=2)) == 2
+    asked, *found = shown[0]
+    assert len(asked.lines[0]) == 2 and len(found) == 2
+    assert {tile.name for patient in found for tile in patient.lines[0]} == {"no slice within reach"}
+
+
 @pytest.mark.parametrize("flags, message", [
     ({}, "--image: nothing to ask with; give an image, or --sketch"),
     ({"unlike": (3,)}, "--image: nothing to ask with"),
