@@ -119,8 +119,10 @@ def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     command.add_argument("--data", type=Path, required=True, help="a data set with query and reference images")
     command.add_argument("--out", type=Path, required=True,
                          help="folder for index.html, metrics.json, metrics.csv, figures/")
-    command.add_argument("--reference", choices=("reference", "train"), default="reference",
-                         help="the split searched")
+    command.add_argument("--reference", choices=("reference", "train", "others"), default="reference",
+                         help="the split searched; others: every patient of all splits asks among all others")
+    command.add_argument("--features", type=_named_file, action="append", default=[], metavar="NAME=FILE.npy",
+                         help="vectors of the slices to rank by as well (docs/evaluation.md); may be given again")
     return command
 
 
@@ -157,6 +159,13 @@ def _add_adapt(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     return command
 
 
+def _named_file(text: str) -> tuple[str, Path]:
+    name, _, file = text.partition("=")
+    if not name or not file.endswith(".npy"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE.npy")
+    return name, Path(file)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -183,6 +192,8 @@ def require_same_command(command: str, args: dict[str, object]) -> None:
         for name, file in CONTENTS.items():
             if args.get(name) is not None:
                 values[f"the content of --{name}"] = _digest(args[name] / file)
+        for name, file in args.get("features", ()):
+            values[f"the content of --features {name}"] = _digest(file)
     processes.require_equal({"the command": command, **values})
 
 

@@ -265,7 +265,7 @@ MUTATIONS = {
         "decomp_jax/retrieval/statistics.py", "enough = defined.sum(0) >= LEAST_PATIENTS", "enough = defined.sum(0) >= 1", STATISTICS
     ),
     "the query's own patient is searched": Mutation(
-        "decomp_jax/evaluation/rankers.py", "exclude = query.rows[\"patient_id\"][block.queries]", "exclude = None",
+        "decomp_jax/evaluation/rankers.py", "search.query.rows[\"patient_id\"][block.queries]\n", "None\n",
         "tests/evaluation/test_scores.py",
     ),
     # From files to images.

@@ -1,4 +1,4 @@
-"""`python -m data_prep phantom|brats|volumes|images|join`: makes a data set of TFRecords, the input of training and search."""
+"""`python -m data_prep phantom|brats|volumes|images|join`: makes a data set, the input of training and search."""
 
 import argparse
 import dataclasses
@@ -57,7 +57,11 @@ def make_volumes(flags: argparse.Namespace) -> None:
     else:
         layout = layouts.read_layout(flags.src, flags.channels, flags.labels)
     found = volumes.name_volumes(
-        layout, modalities=flags.modalities, anatomy_labels=flags.anatomy_labels, unlabelled=flags.unlabelled
+        layout,
+        modalities=flags.modalities,
+        lesion_classes=flags.lesion_classes,
+        anatomy_labels=flags.anatomy_labels,
+        unlabelled=flags.unlabelled,
     )
     print(volumes.describe(layout, found), file=sys.stderr)
     settings = Settings(
@@ -272,7 +276,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--size", type=int, default=64, choices=(64, 128, 256),
                          help="side of the images in pixels (default: %(default)s)")
 
-    command = commands.add_parser("brats", parents=[common, real, scans], help="BraTS releases since 2017, as they come")
+    command = commands.add_parser("brats", parents=[common, real, scans],
+                                  help="BraTS releases since 2017, as they come")
     command.set_defaults(make=make_brats, query_fold=None)
     command.add_argument("--src", type=Path, required=True, metavar="DIR", help="folder of patients; releases may mix")
     command.add_argument("--modalities", type=modalities, default=MODALITIES[:1], metavar="NAME,...",
@@ -294,6 +299,8 @@ def parser() -> argparse.ArgumentParser:
                          help="names of the channels, in place of the source's")
     command.add_argument("--labels", type=regions, default={}, metavar="NAME=NUMBER[+NUMBER],...",
                          help="names of the labels, in place of the source's; background and ignore have their meaning")
+    command.add_argument("--lesion_classes", type=names, default=(), metavar="NAME,...",
+                         help="all lesion classes, for a part that may lack some (default: those of the source)")
     command.add_argument("--anatomy_labels", type=names, default=(), metavar="NAME,...",
                          help="labels that are organs; the others are lesion classes")
     command.add_argument("--window", type=window, metavar="LOW,HIGH",

@@ -150,9 +150,10 @@ def prepare_case(
 
 def _classes(values: np.ndarray, case: Case) -> np.ndarray:
     """Lesion classes uint8 [x,y,z]. Raises UserError for a value without a meaning."""
-    known = {*case.values.lesion, case.values.ignore, 0}
-    if unknown := [value for value in np.unique(values).tolist() if value not in known]:
-        raise UserError(f"{case.label.path}: has label {unknown[0]}, which nothing names; {case.values.hint}")
+    known = {*case.values.lesion, 0} | ({case.values.ignore} if case.values.ignore is not None else set())
+    unknown = values[~np.isin(values, sorted(known))]
+    if unknown.size:
+        raise UserError(f"{case.label.path}: has label {unknown.min()}, which nothing names; {case.values.hint}")
     return _looked_up(values, case.values.lesion)
 
 

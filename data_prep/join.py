@@ -37,14 +37,15 @@ def join_parts(out: Path, folders: Sequence[Path]) -> None:
         _require_distinct(parts, rows)
         splits = {}
         for split in (name for name in SPLITS if any(name in of_part for of_part in rows)):
-            np.save(folder / f"rows-{split}.npy", np.concatenate([of_part[split] for of_part in rows if split in of_part]))
+            of_split = [of_part[split] for of_part in rows if split in of_part]
+            np.save(folder / f"rows-{split}.npy", np.concatenate(of_split))
             counts = [part.manifest["splits"][split] for part in parts if split in part.manifest["splits"]]
             splits[split] = {name: sum(count[name] for count in counts) for name in ("patients", "slices")}
         first = parts[0].manifest
         write_manifest(
             folder,
             Settings.from_json(first["settings"]),
-            first["record"],
+            _layout(parts[0]),
             splits,
             {},
             parts=[
@@ -83,7 +84,18 @@ def _require_alike(first: Part, part: Part) -> None:
     ours, theirs = (Settings.from_json(one.manifest["settings"]) for one in (first, part))
     for name, value in vars(ours).items():
         if name != "source" and (other := getattr(theirs, name)) != value:
-            raise UserError(f"{part.folder}: prepared with {name}={other}, but {first.folder} with {value}; prepare alike")
+            raise UserError(
+                f"{part.folder}: prepared with {name}={other}, but {first.folder} with {value}; prepare alike"
+            )
+
+
+    if _layout(part) != _layout(first):
+        raise UserError(f"{part.folder}: its records are laid out otherwise than {first.folder}'s; prepare it again")
+
+
+def _layout(part: Part) -> dict[str, Any]:
+    """What records of all parts have in common."""
+    return {name: part.manifest["record"][name] for name in ("bytes", "offsets")}
 
 
 def _require_distinct(parts: Sequence[Part], rows: Sequence[dict[str, np.ndarray]]) -> None:
@@ -96,15 +108,15 @@ def _require_distinct(parts: Sequence[Part], rows: Sequence[dict[str, np.ndarray
         patients = {name for one in of_part.values() for name in np.unique(one["patient_id"]).tolist()}
         if twins := sorted(patients & part_of_patient.keys()):
             raise UserError(
-                f"{part.folder}: patient {twins[0]} ({len(twins)} in all) is in {part_of_patient[twins[0]].folder}, too; "
-                "leave out one part, or prepare it without"
+                f"{part.folder}: patient {twins[0]} ({len(twins)} in all) is in {part_of_patient[twins[0]].folder}, "
+                "too; leave out one part, or prepare it without"
             )
         part_of_patient |= dict.fromkeys(patients, part)
         fingerprints = _fingerprints(part)
         if (again := np.isin(fingerprints, seen)).any():
             names = np.concatenate([one["patient_id"] for one in of_part.values()])
             raise UserError(
-                f"{part.folder}: {names[again][0]} has the same images as a patient of another part; remove one of the two"
+                f"{part.folder}: {names[again][0]} has the same images as a patient of another part; remove one of them"
             )
         seen = np.concatenate([seen, fingerprints[fingerprints > 0]])
 

@@ -99,7 +99,8 @@ def _as_said(path: Path) -> Iterator[None]:
 
 
 def _channel_names(meta: Mapping[str, Any]) -> dict[int, str]:
-    return {int(number): str(name) for number, name in {**meta.get("modality", {}), **meta.get("channel_names", {})}.items()}
+    names = {**meta.get("modality", {}), **meta.get("channel_names", {})}
+    return {int(number): str(name) for number, name in names.items()}
 
 
 def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -159,7 +160,7 @@ def _read_folds(folder: Path) -> dict[str, str]:
 
 
 def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, str]) -> list[Found]:
-    cases = []
+    cases, folders = [], []
     for section, fold in _SECTIONS.items():
         for item in meta.get(section, []):
             item = {"image": item} if isinstance(item, str) else item
@@ -169,6 +170,7 @@ def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, 
             names = images if isinstance(images, list) else [images]
             if any(Path(name).name.startswith("._") for name in names):
                 continue
+            folders.append(Path(names[0]).parent.name)
             cases.append(Found(
                 _case_id([Path(name) for name in names]),
                 _listed_images(folder, images, channels),
@@ -176,7 +178,7 @@ def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, 
                 str(item["fold"]) if "fold" in item else fold,
             ))
     if len({case.case_id for case in cases}) < len(cases):  # as of case1/image.nii.gz, case2/image.nii.gz
-        cases = [case._replace(case_id=next(iter(case.images.values())).path.parent.name) for case in cases]
+        cases = [case._replace(case_id=name) for case, name in zip(cases, folders)]
     return cases
 
 

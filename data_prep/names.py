@@ -1,4 +1,4 @@
-"""What sets of volumes call their channels and labels, and what we call them. Numbers mean nothing: each set has its own."""
+"""What sets of volumes call their channels and labels, and what we call them. Each set has numbers of its own."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -59,7 +59,9 @@ def smallest_regions(regions: Regions, where: str) -> dict[int, str]:
         for value in values:
             other = found.setdefault(value, name)
             if other != name and len(regions[other]) == len(values):
-                raise UserError(f"{where}: labels {other!r} and {name!r} both hold {value}; tell them apart by --labels")
+                raise UserError(
+                    f"{where}: labels {other!r} and {name!r} both hold {value}; tell them apart by --labels"
+                )
     return found
 
 

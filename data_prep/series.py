@@ -51,7 +51,7 @@ def read_series_table(src: Path, table: Path) -> Layout:
         if not case_id or uid not in there:
             raise UserError(f"{table}: line {line} names no case, or a series that {src} does not hold; see --list")
         if (channel == LABEL) != (there[uid].modality == "SEG") or channel == LABEL and len(there[uid].files) != 1:
-            raise UserError(f"{table}: line {line}: the channel {LABEL!r} is for a series of one DICOM SEG, and only that")
+            raise UserError(f"{table}: line {line}: the channel {LABEL!r} is for one DICOM SEG, and only that")
         if channel in of_case.setdefault(case_id, {}):
             raise UserError(f"{table}: line {line}: case {case_id} has {channel} already; keep one")
         of_case[case_id][channel] = there[uid]
@@ -59,8 +59,6 @@ def read_series_table(src: Path, table: Path) -> Layout:
     if not channels:
         raise UserError(f"{table}: names no channel of images; fill in the column channel")
     cases = [_case(case_id, series, channels) for case_id, series in of_case.items()]
-    if not any(case.regions for case in cases):
-        raise UserError(f"{table}: names no segmentation (channel {LABEL!r}); without one there are no lesion classes")
     return Layout("DICOM series", table, dict(enumerate(channels)), {}, cases)
 
 
@@ -69,9 +67,10 @@ def _case(case_id: str, series: dict[str, Series], channels: list[str]) -> Found
     if len(persons) > 1:
         raise UserError(f"case {case_id}: its series are of several patients; mend the table")
     label = Source(series[LABEL].files[0]) if LABEL in series else None
+    images = {name: Source(one.files[0].parent, files=one.files) for name, one in series.items() if name != LABEL}
     return Found(
         case_id,
-        {channels.index(name): Source(one.files[0].parent, files=one.files) for name, one in series.items() if name != LABEL},
+        {channels.index(name): source for name, source in images.items()},
         label,
         fold=None,
         regions=segment_names(label.path) if label else {},

@@ -84,7 +84,9 @@ def write_dataset(
     source: Mapping[str, Any] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> None:
-    """Prepares every patient, or those of a shard, and writes the data set `out` (see `decomp_jax.data.schema`), whole or not at all.
+    """Prepares every patient, or a shard of them, and writes the data set `out`, whole or not at all.
+
+    What a data set holds: `decomp_jax.data.schema`.
 
     Args:
         out: directory to make.
@@ -119,7 +121,8 @@ def write_dataset(
                         raise UserError(
                             f"split {split}: every patient was skipped, first because of {screen.skipped[-1]['error']}"
                         )
-        np.save(folder / "fingerprints.npy", np.concatenate([part for one in written.values() for part in one.fingerprints]))
+        fingerprints = [of_patient for writer in written.values() for of_patient in writer.fingerprints]
+        np.save(folder / "fingerprints.npy", np.concatenate(fingerprints))
         write_metadata(folder / "slices", record, {split: writer.shards for split, writer in written.items()})
         write_manifest(
             folder,

@@ -28,12 +28,18 @@ class Volumes(NamedTuple):
 
 
 def name_volumes(
-    layout: Layout, *, modalities: Sequence[str] | None, anatomy_labels: Sequence[str], unlabelled: bool
+    layout: Layout,
+    *,
+    modalities: Sequence[str] | None,
+    lesion_classes: Sequence[str],
+    anatomy_labels: Sequence[str],
+    unlabelled: bool,
 ) -> Volumes:
     """Puts names to the numbers of a layout.
 
     Args:
         modalities: names of the channels to take; all by default.
+        lesion_classes: all of them, where this set may lack some; those of the set by default.
         anatomy_labels: names of the labels that are anatomy; the others are lesion classes.
         unlabelled: take cases of test sets that have no label.
 
@@ -48,7 +54,7 @@ def name_volumes(
             f"--modalities, or say which it is, as in --channels={unknown[0]}={min(layout.channels)}"
         )
     found = [case for case in layout.cases if case.label or case.fold != "test" or unlabelled]
-    meanings = _Meanings(layout, anatomy_labels)
+    meanings = _Meanings(layout, lesion_classes, anatomy_labels)
     cases = {
         case.case_id: Case(
             case.case_id,
@@ -67,7 +73,7 @@ def name_volumes(
 def describe(layout: Layout, volumes: Volumes) -> str:
     """One line: what was found."""
     def listed(names: Sequence[str]) -> str:
-        called = volumes.called
+        called = {name: volumes.called.get(name, name) for name in names}
         return ", ".join(name if called[name] == name else f"{name} ({called[name]})" for name in names)
 
     labelled = sum(case.label is not None for case in volumes.cases.values())
@@ -98,7 +104,7 @@ class _Meanings:
         called: what the set calls each class.
     """
 
-    def __init__(self, layout: Layout, anatomy_labels: Sequence[str]) -> None:
+    def __init__(self, layout: Layout, lesion_classes: Sequence[str], anatomy_labels: Sequence[str]) -> None:
         self._layout, self._anatomy_labels = layout, anatomy_labels
         regions = [case.regions for case in layout.cases if case.regions is not None] or [layout.regions]
         self.called: dict[str, str] = {}
@@ -108,14 +114,17 @@ class _Meanings:
             for classes, values in ((lesions, self._lesion(one)), (anatomy, self._anatomy(one))):
                 for value, name in sorted(values.items()):
                     classes.setdefault(name, value)
-        self.lesion_classes, self.anatomy_classes = in_order(lesions), tuple(anatomy_labels)
+        self.lesion_classes, self.anatomy_classes = tuple(lesion_classes) or in_order(lesions), tuple(anatomy_labels)
         there = sorted({name for one in regions for name in one})
         if unknown := [name for name in anatomy_labels if name not in anatomy]:
             raise UserError(f"--anatomy_labels: no label is called {unknown[0]}; {layout.names} has {', '.join(there)}")
-        if not lesions:
+        if not self.lesion_classes:
             raise UserError(
-                f"{layout.names}: no label is left for a lesion of {', '.join(there)}; name fewer --anatomy_labels"
+                f"{layout.names}: no label is left for a lesion, of {', '.join(there) or 'none'}; name fewer "
+                "--anatomy_labels, or what a lesion could be with --lesion_classes"
             )
+        if missing := [name for name in lesions if name not in self.lesion_classes]:
+            raise UserError(f"--lesion_classes: lacks {missing[0]}, which {layout.names} has; name all classes")
 
     def of_case(self, case: Found) -> LabelValues:
         regions = self._layout.regions if case.regions is None else case.regions
@@ -126,7 +135,8 @@ class _Meanings:
         values = {value for values in regions.values() for value in values} - {*ignored}
         return LabelValues(
             lesion={
-                value: 1 + self.lesion_classes.index(lesion[value]) if value in lesion else 0 for value in sorted(values)
+                value: 1 + self.lesion_classes.index(lesion[value]) if value in lesion else 0
+                for value in sorted(values)
             },
             anatomy={value: 1 + self.anatomy_classes.index(name) for value, name in anatomy.items()},
             ignore=ignored[0],

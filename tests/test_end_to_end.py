@@ -205,7 +205,7 @@ def test_a_liver_by_ct_in_two_parts(tmp_path):
     row = np.load(f"{bank}/rows.npy")[0]
     scan = tmp_path / "src" / "imagesTr" / f"{row['patient_id']}.nii.gz"
     run("evaluate.py", "query", f"--workdir={tmp_path}/run", f"--bank={bank}", f"--image={scan}",
-        f"--slice={row['slice_index']}", "--k=48", f"--out={tmp_path}/hits")
+        f"--slice={row['slice_index']}", "--codes", "--k=48", f"--out={tmp_path}/hits")
     nearest = next(csv.DictReader((tmp_path / "hits" / "hits.csv").open()))
     assert float(nearest["distance"]) == 0
     preprocessing = json.loads((tmp_path / "bank" / "bank.json").read_text())["preprocessing"]

@@ -37,34 +37,36 @@ def read_manifest(data_dir: str | Path) -> dict[str, Any]:
 
 
 class SliceDataset:
-    """One split of a prepared data set; `dataset[i]` is a slice as NumPy arrays (see data/schema.py).
+    """Splits of a prepared data set, mostly one; `dataset[i]` is a slice as NumPy arrays (see data/schema.py).
 
     Attributes:
         settings: how the images were prepared.
         digest: sha256 that names the data set's content.
-        rows: structured array, mapped from its file, a row a slice: patient_id, slice_index, position_mm,
+        rows: structured array, of one split mapped from its file, a row a slice: patient_id, slice_index, position_mm,
             has_abnormality, labelled and whatever further columns the source had.
     """
 
-    def __init__(self, data_dir: str | Path, split: str) -> None:
-        """Raises UserError if the data set, the split or a file is missing, or rows and records do not match."""
+    def __init__(self, data_dir: str | Path, *splits: str) -> None:
+        """Raises UserError if the data set, a split or a file is missing, or rows and records do not match."""
         data_dir, manifest = Path(data_dir), read_manifest(data_dir)
-        if split not in manifest["splits"]:
-            raise UserError(f"{data_dir}: no split {split!r}; there are {', '.join(manifest['splits'])}")
+        for split in splits:
+            if split not in manifest["splits"]:
+                raise UserError(f"{data_dir}: no split {split!r}; there are {', '.join(manifest['splits'])}")
         self.settings = Settings.from_json(manifest["settings"])
         self._record_bytes, self._offsets = manifest["record"]["bytes"], manifest["record"]["offsets"]
         self.digest: str = manifest["digest"]
-        self.rows = _map_rows(data_dir / f"rows-{split}.npy")
+        rows = [_map_rows(data_dir / f"rows-{split}.npy") for split in splits]
+        self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)
         self._shards = [
             folder / name
-            for folder, part in _parts(data_dir, manifest)
+            for split in splits for folder, part in _parts(data_dir, manifest)
             for name in sorted(part["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
         ]
         self._ends = np.cumsum([_count_records(path, self._record_bytes) for path in self._shards], dtype=int)
         self._open = functools.lru_cache(_OPEN_FILES)(functools.partial(open, mode="rb", buffering=0))
-        slices = manifest["splits"][split]["slices"]
+        slices = sum(manifest["splits"][split]["slices"] for split in splits)
         if not len(self) == len(self.rows) == slices:
-            raise UserError(f"{data_dir}: split {split} has {len(self)} records, {len(self.rows)} rows and, by "
+            raise UserError(f"{data_dir}: split {', '.join(splits)} has {len(self)} records, {len(self.rows)} rows and, by "
                             f"manifest.json, {slices} slices; copy or prepare the data again")
 
     def __len__(self) -> int:

@@ -7,8 +7,8 @@ A data set is a directory:
     slices/slices-SPLIT.tfrecord-*   the records; with slices/features.json, TensorFlow Datasets can read them, too
     fingerprints.npy                 uint64 a slice, split by split: hash of the image, 0 where it is all but empty
 
-or data sets joined: manifest.json, which names their folders as `parts`, and rows. Records stay where they are; those of
-a split follow each other part by part.
+or data sets joined: manifest.json, which names their folders as `parts`, and rows. Records stay where they are; those
+of a split follow each other part by part. (Fingerprints, by which parts are searched for twins, are not in the digest.)
 
 A record is a `tf.train.Example` of the fields in `Settings.fields` as raw bytes: `image` in [0,1] with background 0,
 `label` (0 background, i+1 for `lesion_classes[i]`), and where the source has them `anatomy` (0 none, i+1 for

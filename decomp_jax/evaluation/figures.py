@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from decomp_jax.data.schema import Settings
-from decomp_jax.evaluation.rankers import METHODS, Search
+from decomp_jax.evaluation.rankers import Method, Search
 from decomp_jax.evaluation.scores import Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Mixed, Table
@@ -100,7 +100,7 @@ def _draw_row(axes: list[Axes], row: _Row, search: Search, display: Display) -> 
     if len(row.asked) == 1:
         axes[0].set_axis_off()
     codes = {target: getattr(query.bank, f"{target}_indices")[i][None] for i, target in row.asked}
-    exclude = [query.rows["patient_id"][row.asked[0][0]]]
+    exclude = query.rows["patient_id"][[[i for i, _ in row.asked]]]
     hits = np.asarray(reference.bank.search(**codes, k=HITS, exclude=exclude).rows)[0]
     relevances = {target: search.overlap(np.array([i])).get(target) for i, target in row.asked}
     for place, hit in zip(axes[2:], hits):
@@ -164,16 +164,16 @@ def decomposition_figure(
 # ---------------------------------------------------------------- measures
 
 
-def selectivity_figure(retrieval: Table) -> Figure:
+def selectivity_figure(retrieval: Table, methods: dict[str, Method]) -> Figure:
     """Each method's score for either target with its interval, between the other oracle's floor and the ceiling."""
     targets = [target for target in ("normal", "abnormal") if target in retrieval["random"]]
-    methods = [name for name in METHODS if name in retrieval and name not in ("oracle_both", "lesion_grid")]
-    figure = Figure(figsize=(3.9 * len(targets) + 2.2, 0.27 * len(methods) + 1.2), layout="constrained")
+    shown = [name for name in methods if name in retrieval and name not in ("oracle_both", "lesion_grid")]
+    figure = Figure(figsize=(3.9 * len(targets) + 2.2, 0.27 * len(shown) + 1.2), layout="constrained")
     panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
-    heights = np.arange(len(methods))[::-1]
+    heights = np.arange(len(shown))[::-1]
     for axes, target in zip(panels, targets):
-        dice = [retrieval[name][target]["dice@5"] for name in methods]
-        colours = [ACCENT if name == target else SOFT if name.startswith("oracle") else INK for name in methods]
+        dice = [retrieval[name][target]["dice@5"] for name in shown]
+        colours = [ACCENT if name == target else SOFT if name.startswith("oracle") else INK for name in shown]
         for y, value, colour in zip(heights, dice, colours):
             axes.plot(value[1:], (y, y), color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="butt")
             axes.plot(value.mean, y, "o", color=colour, markersize=6)
@@ -181,12 +181,12 @@ def selectivity_figure(retrieval: Table) -> Figure:
         if other in retrieval and len(targets) == 2:
             floor = retrieval[other][target]["dice@5"].mean
             axes.axvline(floor, color=BOUND, linewidth=1, linestyle=(0, (4, 3)))
-            axes.text(floor, len(methods) - 0.35, " floor", color=BOUND, fontsize=8, va="bottom")
+            axes.text(floor, len(shown) - 0.35, " floor", color=BOUND, fontsize=8, va="bottom")
         axes.set(title=_TARGET_TITLES[target], xlabel="Dice@5, mean over patients, 95 % interval")
         axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(heights, [METHODS[name].title for name in methods])
+    panels[0].set_yticks(heights, [methods[name].title for name in shown])
     return figure
 
 

@@ -16,12 +16,15 @@ from decomp_jax.data.schema import Settings
 from decomp_jax.evaluation.overlap import LabelOverlap, Relevances
 from decomp_jax.evaluation.scratch import map_blocks
 from decomp_jax.evaluation.slices import THUMBNAIL, SliceSet
+from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.inference.drawing import sketch_latents
 from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast
 from decomp_jax.losses.latent import layout_target
-from decomp_jax.retrieval import relevance
+from decomp_jax.retrieval import Queries, codes, latents, relevance
 
 PCA_COMPONENTS = 64
 PCA_SAMPLE = 2048
+SHIFT = 0.1  # of the image's side, by which a badly placed drawing is off
 DEPTH = 2048  # hits ranked for each query; average precision sees no further
 # The rankings by true labels: target and kind of relevance.
 ORACLES = {
@@ -34,16 +37,25 @@ ORACLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Queries and the references they are looked up in."""
+    """Queries and the references they are looked up in; with the network lesions can be drawn as well."""
 
     query: SliceSet
     reference: SliceSet
     settings: Settings
     seed: int = 0
+    decomposer: Decomposer | None = None
 
     @property
     def depth(self) -> int:
         return min(DEPTH, len(self.reference))
+
+    @property
+    def methods(self) -> dict[str, "Method"]:
+        """`METHODS`, and one for each kind of features that the slices came with."""
+        return METHODS | {
+            name: Method(name, GIVEN, "Squared L2 of the vectors given by this name.", by_features(_given(name)))
+            for name in self.query.features
+        }
 
     @functools.cached_property
     def overlap(self) -> LabelOverlap:
@@ -115,27 +127,74 @@ class Method(NamedTuple):
 
 def rankers(search: Search, names: Iterable[str] | None = None) -> dict[str, Ranker]:
     """Rankers of the methods that the data allow, or of those named alone."""
-    built = {name: METHODS[name].builder(search) for name in (METHODS if names is None else names)}
+    built = {name: search.methods[name].builder(search) for name in (search.methods if names is None else names)}
     return {name: ranker for name, ranker in built.items() if ranker is not None}
 
 
 # ---------------------------------------------------------------- builders
 
 
-def by_code(*paths: str) -> Builder:
-    """By the exact search of the bank."""
+def by_queries(ask: Callable[[SliceSet, np.ndarray], Queries]) -> Builder:
+    """By the exact search of the bank, asked with queries made of slices and positions among them."""
 
     def build(search: Search) -> Ranker:
-        query, bank = search.query, search.reference.bank
-
         def rank(block: Block) -> Integer[np.ndarray, "q k"]:
-            codes = {path: getattr(query.bank, f"{path}_indices")[block.queries] for path in paths}
-            exclude = query.rows["patient_id"][block.queries]
-            return np.asarray(bank.search(**codes, k=search.depth, exclude=exclude).rows)
+            queries, exclude = ask(search.query, block.queries), search.query.rows["patient_id"][block.queries]
+            return search.reference.bank.search(queries, k=search.depth, exclude=exclude).rows
 
         return rank
 
     return build
+
+
+def code_queries(*paths: str) -> Callable[[SliceSet, np.ndarray], Queries]:
+    """The slices' codes of some paths."""
+    return lambda slices, chosen: codes(**{path: getattr(slices.bank, f"{path}_indices")[chosen] for path in paths})
+
+
+def latent_queries(*paths: str) -> Callable[[SliceSet, np.ndarray], Queries]:
+    """The vectors that the slices' codes stand for: the query is not quantised, the bank is."""
+    return lambda slices, chosen: latents(**{
+        path: getattr(slices, f"z_e_{path}")[chosen].astype(np.float32) for path in paths
+    })
+
+
+def by_sketch(draw: Callable[[UInt8[np.ndarray, "s s"]], UInt8[np.ndarray, "s s"]]) -> Builder:
+    """By a drawn lesion, made of the true labels of the query; where nothing is drawn, by a code that holds nothing."""
+
+    def build(search: Search) -> Ranker | None:
+        if search.decomposer is None or not search.decomposer.config.objective.layout.weight:
+            return None
+        if "abnormal" not in search.overlap.targets:
+            return None
+        shape = (*search.query.bank.grid, search.query.bank.abnormal_codebook.shape[1])
+
+        def sketch(label: UInt8[np.ndarray, "s s"]) -> Float[np.ndarray, "h w d"]:
+            drawn = draw(label)
+            return sketch_latents(search.decomposer, drawn) if drawn.any() else np.zeros(shape, np.float32)
+
+        ask = by_queries(lambda slices, chosen: latents(abnormal=np.stack([sketch(slices.label[i]) for i in chosen])))
+        return ask(search)
+
+    return build
+
+
+def circle(label: UInt8[np.ndarray, "s s"]) -> UInt8[np.ndarray, "s s"]:
+    """A disc of the lesion's area at its centroid, all of its most frequent class."""
+    area = np.count_nonzero(label)
+    if not area:
+        return label
+    (y, x), places = np.argwhere(label).mean(0), np.indices(label.shape)
+    nearest_pixels = np.argsort(np.hypot(places[0] - y, places[1] - x).ravel(), kind="stable")[:area]
+    drawn = np.zeros_like(label)
+    drawn.ravel()[nearest_pixels] = np.bincount(label[label > 0]).argmax()
+    return drawn
+
+
+def shifted(label: UInt8[np.ndarray, "s s"]) -> UInt8[np.ndarray, "s s"]:
+    """The labels moved towards the right by a tenth of the image; what leaves it is lost."""
+    by = round(label.shape[1] * SHIFT)
+    return np.pad(label, ((0, 0), (by, 0)))[:, : label.shape[1]]
 
 
 def by_distance(distance: Callable[[Search, np.ndarray], np.ndarray | Array]) -> Builder:
@@ -256,15 +315,49 @@ def lesion_shares(search: Search, slices: SliceSet) -> Features:
     return map_blocks(lambda label: cell_means(jnp.asarray(label[..., None] > 0, jnp.float32), grid), slices.label)
 
 
+def _given(name: str) -> Callable[[Search, SliceSet], Features]:
+    return lambda _, slices: slices.features[name]
+
+
 # ---------------------------------------------------------------- the table
 
 CODES, PLAIN, NETWORK, TRUTH = "The codes", "Without the network", "The network otherwise", "By the true labels"
+SKETCH = "A drawn lesion, looked up by abnormal codes"
+GIVEN = "Features given to the report"
 
 # All methods, in the order of tables and figures. Oracles are ceilings, and for the other target floors.
 METHODS = {
-    "normal": Method("normal code", CODES, "The code of the anatomy.", by_code("normal")),
-    "abnormal": Method("abnormal code", CODES, "The code of the lesion.", by_code("abnormal")),
-    "both": Method("both codes", CODES, "The sum of both codes' squared distances.", by_code("normal", "abnormal")),
+    "normal": Method("normal code", CODES, "The code of the anatomy.", by_queries(code_queries("normal"))),
+    "abnormal": Method("abnormal code", CODES, "The code of the lesion.", by_queries(code_queries("abnormal"))),
+    "both": Method(
+        "both codes", CODES, "The sum of both codes' squared distances.",
+        by_queries(code_queries("normal", "abnormal")),
+    ),
+    "normal_asymmetric": Method(
+        "normal code, query not quantised", CODES, "The query keeps its vectors, the references are codes.",
+        by_queries(latent_queries("normal")),
+    ),
+    "abnormal_asymmetric": Method(
+        "abnormal code, query not quantised", CODES, "The same for the lesion.",
+        by_queries(latent_queries("abnormal")),
+    ),
+    "both_asymmetric": Method(
+        "both codes, query not quantised", CODES, "The same for both.",
+        by_queries(latent_queries("normal", "abnormal")),
+    ),
+    "sketch": Method(
+        "the true lesion, drawn", SKETCH, "What the network would draw the query's true lesion to; no image is asked with.",
+        by_sketch(lambda label: label),
+    ),
+    "sketch_circle": Method(
+        "one circle of one class", SKETCH,
+        "The same of a disc of the true lesion's area at its centroid, all of its most frequent class.",
+        by_sketch(circle),
+    ),
+    "sketch_shifted": Method(
+        f"the true lesion, {SHIFT:.0%} of the image off", SKETCH, "The same of the true lesion moved to one side.",
+        by_sketch(shifted),
+    ),
     "random": Method("random order", PLAIN, "Chance.", by_distance(lambda search, queries: search.noise(queries))),
     "slice_level": Method(
         "nearest slice height", PLAIN, "The difference of slice heights in mm, ties by chance.", by_height,

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.errors import UserError
-from decomp_jax.evaluation import figures, scores, tables
+from decomp_jax.evaluation import figures, patients, scores, tables
 from decomp_jax.evaluation.counterfactual import counterfactual_table
+from decomp_jax.evaluation.features import read_features
 from decomp_jax.evaluation.page import write_page
-from decomp_jax.evaluation.rankers import METHODS, Search, rankers
+from decomp_jax.evaluation.rankers import Search, rankers
 from decomp_jax.evaluation.slices import SliceSet, decompose
 from decomp_jax.evaluation.tables import Table
 from decomp_jax.files import replacing
@@ -25,34 +26,48 @@ from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
 from decomp_jax.retrieval.statistics import CONFIDENCE, LEAST_PATIENTS, SAMPLES, Bootstrap, Interval
 
+OTHERS = "others"
 
-def write_report(workdir: str | Path, data: str | Path, out: str | Path, reference: str = "reference") -> None:
+
+def write_report(
+    workdir: str | Path, data: str | Path, out: str | Path, reference: str = "reference",
+    features: Sequence[tuple[str, Path]] = (),
+) -> None:
     """Writes OUT/{index.html, metrics.json, metrics.csv, figures/*.png}, of which index.html comes last.
 
     Args:
         workdir: a training run.
-        data: a prepared data set; the split `query` asks, the split named by `reference` is searched.
+        data: a prepared data set; the split `query` asks, the split named by `reference` is searched. "others": the
+            patients of all splits ask, each among all others.
         out: directory to write into; files of an earlier report are replaced.
+        features: names and files of vectors to rank by as well; see `features.read_features`.
 
     Raises:
-        UserError: the data were prepared otherwise than the model's, or a patient is in both splits.
+        UserError: the data were prepared otherwise than the model's, a patient is in both splits, or features are of
+            other data.
     """
     decomposer = Decomposer.restore(workdir)
-    datasets = {split: SliceDataset(data, split) for split in ("query", reference)}
-    settings = datasets["query"].settings
+    splits = list(read_manifest(data)["splits"]) if reference == OTHERS else ["query", reference]
+    groups = [splits] if reference == OTHERS else [[split] for split in splits]
+    datasets = {" ".join(group): SliceDataset(data, *group) for group in groups}
+    settings = next(iter(datasets.values())).settings
     decomposer.check_images(settings, str(data))
     decomposer.check_classes(settings, str(data))
-    _require_disjoint(datasets, data)
-    query, references = (SliceSet.encode(decomposer, dataset, split) for split, dataset in datasets.items())
+    _require_patients(datasets, data)
+    vectors = read_features(features, datasets)
+    sets = [SliceSet.encode(decomposer, dataset, name, vectors[name]) for name, dataset in datasets.items()]
+    search = Search(sets[0], sets[-1], settings, decomposer=decomposer)
     with mpl.rc_context(STYLE):
-        metrics, drawn = measure(decomposer, Search(query, references, settings))
+        metrics, drawn = measure(search)
         metrics["protocol"]["reference split"] = reference
         drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))
         if jax.process_index() == 0:
-            _write(Path(out), metrics, drawn, decomposer.config.to_dict())
+            _write(Path(out), metrics, drawn, search, decomposer.config.to_dict())
 
 
-def _write(out: Path, metrics: Table, drawn: dict[str, Figure | None], config: dict[str, Any]) -> None:
+def _write(
+    out: Path, metrics: Table, drawn: dict[str, Figure | None], search: Search, config: dict[str, Any]
+) -> None:
     """The page goes first and comes last: where there is one, the report is whole."""
     page = out / "index.html"
     page.unlink(missing_ok=True)
@@ -70,12 +85,12 @@ def _write(out: Path, metrics: Table, drawn: dict[str, Figure | None], config: d
         for name, interval in _intervals(metrics):
             table.writerow((" | ".join(name), *("" if math.isnan(part) else part for part in interval)))
     with replacing(page) as file:
-        write_page(file, plain, files, config)
+        write_page(file, plain, files, config, search.methods, patients.methods(search))
 
 
-def measure(decomposer: Decomposer, search: Search) -> tuple[Table, dict[str, Figure]]:
+def measure(search: Search) -> tuple[Table, dict[str, Figure]]:
     """All tables and figures of the report but the training curves."""
-    query, reference, settings = search.query, search.reference, search.settings
+    query, reference, settings, decomposer = search.query, search.reference, search.settings, search.decomposer
     slice_scores = scores.score(search, rankers(search))
     bootstrap = Bootstrap.draw(query.rows["patient_id"], seed=search.seed)
     summary = tables.Summary.average(slice_scores, bootstrap)
@@ -87,7 +102,8 @@ def measure(decomposer: Decomposer, search: Search) -> tuple[Table, dict[str, Fi
         },
         "protocol": {
             "queries": _counts(query), "references": _counts(reference),
-            "methods": {name: method.title for name, method in METHODS.items()},
+            "methods": {name: method.title for name, method in search.methods.items()},
+            "patient methods": {name: method.title for name, method in patients.methods(search).items()},
             "bootstrap samples": SAMPLES, "confidence": CONFIDENCE, "least patients": LEAST_PATIENTS,
             "ranking depth": search.depth, "thresholds": scores.THRESHOLDS,
         },
@@ -98,6 +114,7 @@ def measure(decomposer: Decomposer, search: Search) -> tuple[Table, dict[str, Fi
         "comparisons": tables.comparisons(summary),
         "strata": tables.strata(slice_scores, query, bootstrap),
         "mixed": tables.mixed_table(mixed, query),
+        "patients": patients.patient_table(search),
         "segmentation": {"dice": {}} | tables.segmentation_summary(query, settings.lesion_classes).nested(),
         "abnormality": tables.abnormality_table(query),
         "codebooks": tables.codebook_table(reference),
@@ -109,7 +126,7 @@ def measure(decomposer: Decomposer, search: Search) -> tuple[Table, dict[str, Fi
         "codebooks": figures.codebook_figure(reference),
     }
     if metrics["retrieval"]:
-        drawn["selectivity"] = figures.selectivity_figure(metrics["retrieval"])
+        drawn["selectivity"] = figures.selectivity_figure(metrics["retrieval"], search.methods)
     return metrics, drawn
 
 
@@ -129,10 +146,15 @@ def _counts(slices: SliceSet) -> dict[str, int]:
     return {"patients": patients, "slices": len(slices), "with a lesion": int(slices.lesion.sum())}
 
 
-def _require_disjoint(datasets: dict[str, SliceDataset], data: str | Path) -> None:
+def _require_patients(datasets: dict[str, SliceDataset], data: str | Path) -> None:
+    """Raises UserError if there are none, a patient is in two splits, or a single one is to ask among others."""
     for split, dataset in datasets.items():
         if not len(dataset):
             raise UserError(f"{data}: the split {split!r} is empty; prepare the data with patients in it")
+    if len(datasets) == 1:
+        if len(np.unique(dataset.rows["patient_id"])) == 1:
+            raise UserError(f"{data}: has a single patient, which has no others to ask among; prepare more")
+        return
     shared = np.intersect1d(*(dataset.rows["patient_id"] for dataset in datasets.values()))
     if len(shared):
         raise UserError(f"{data}: patient {shared[0]} is in both {' and '.join(datasets)}; split by patient")

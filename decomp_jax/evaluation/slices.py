@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import jax
@@ -65,6 +65,7 @@ class SliceSet:
         segmentation: the label that the network finds most probable in each pixel.
         lesion_probability: that of a lesion of any class, mean over the pixels.
         abnormality: the network's score of each slice, higher where it sees a lesion.
+        features: vectors of others that came with the data set, by name.
     """
 
     dataset: SliceDataset
@@ -79,9 +80,14 @@ class SliceSet:
     segmentation: UInt8[np.ndarray, "n s s"]
     lesion_probability: Float[np.ndarray, "n"]
     abnormality: Float[np.ndarray, "n"]
+    features: dict[str, Float[np.ndarray, "n f"]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def encode(cls, decomposer: Decomposer, dataset: SliceDataset, split: str) -> Self:
+    def encode(
+        cls, decomposer: Decomposer, dataset: SliceDataset, split: str,
+        features: Mapping[str, Float[np.ndarray, "slices f"]] | None = None,
+    ) -> Self:
+        """`features` are those of all slices of `dataset`, by name."""
         labelled = dataset.rows["labelled"]
         positions = np.flatnonzero(labelled) if labelled.any() else np.arange(len(dataset))
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
@@ -95,7 +101,11 @@ class SliceSet:
             **{name: arrays.pop(name) for name in CODES}, rows=dataset.rows[positions],
             normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
         )
-        return cls(dataset=dataset, rows=bank.rows, positions=positions, bank=bank, **{"anatomy": None} | arrays)
+        kept = {name: map_blocks(vectors.__getitem__, positions) for name, vectors in (features or {}).items()}
+        return cls(
+            dataset=dataset, rows=bank.rows, positions=positions, bank=bank, features=kept,
+            **{"anatomy": None} | arrays,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)

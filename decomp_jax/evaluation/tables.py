@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
-from decomp_jax.evaluation.rankers import METHODS, Search
+from decomp_jax.evaluation.rankers import Search
 from decomp_jax.evaluation.scores import NamedScores, Scores, query_blocks
 from decomp_jax.evaluation.scratch import blocks
 from decomp_jax.evaluation.slices import SliceSet
@@ -94,8 +94,9 @@ def comparisons(summary: Summary) -> Table:
     """`comparisons[target][measure]["a vs b"]`: each target's own code with every other method, and the codes of the
     other targets with their floors."""
     table: Table = {}
+    methods = dict.fromkeys(method for method, *_ in summary.means)
     for target, own in OWN.items():
-        pairs = [(own, other) for other in METHODS if other != own]
+        pairs = [(own, other) for other in methods if other != own]
         pairs += [(row, floor) for (row, column), floor in FLOOR.items() if column == target]
         for measure in HEADLINE:
             for a, b in pairs:

@@ -133,7 +133,9 @@ def read_segments(path: Path, grid: nib.Nifti1Image) -> np.ndarray:
     try:
         placed = volume.match_geometry(highdicom.Volume.from_nibabel(grid), tol=1e-3)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: its voxels are not those of the images ({error}); give the SEG of this series") from error
+        raise UserError(
+            f"{path}: its voxels are not those of the images ({error}); give the SEG of this series"
+        ) from error
     segments = np.asarray(placed.array) > 0.5
     values = np.zeros(segments.shape[:3], np.int32)
     numbers = list(segmentation.segment_numbers)

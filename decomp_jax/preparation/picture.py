@@ -2,7 +2,7 @@
 
 They are normalised as scans are, over their foreground: pixels brighter than a tenth of the way from the darkest to the
 99th percentile, and what these enclose. Bitmaps and NumPy arrays are taken as they are, rows downwards; NIfTI slices as a
-radiologist reads them.
+radiologist reads them, DICOM images as they ask to be shown.
 """
 
 from collections.abc import Mapping

@@ -142,8 +142,8 @@ def open_scan(path: Path, settings: Settings, mask: Path | None = None) -> Scan:
     elif len(settings.modalities) > 1:
         if not match:
             raise UserError(
-                f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does, or give a folder "
-                f"with {settings.modalities[0]}.nii.gz and so on"
+                f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does, or give a "
+                f"folder with {settings.modalities[0]}.nii.gz and so on"
             )
         paths = find_patients(path.parent)[match[1]].paths(settings.modalities)
     return load_scan([Source(path) for path in paths], settings, mask and Source(mask))

@@ -26,15 +26,16 @@ from decomp_jax.errors import UserError
 from decomp_jax.files import making
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
-from decomp_jax.retrieval.queries import PATHS, Queries, codes, contributions, is_sparse
+from decomp_jax.retrieval.queries import PATHS, Queries, codes, contributions
 from decomp_jax.retrieval.search import Hits, Index, make_index, search
 
 FORMAT_VERSION = 1
 CODEBOOK_FILES = tuple(f"{path}_codebook.npy" for path in PATHS)
 INDEX_FILES = tuple(f"{path}_indices.npy" for path in PATHS)
 FILES = (*INDEX_FILES, *CODEBOOK_FILES, "rows.npy")
-# How far apart in height slices of two patients may be to be matched: about a slice's neighbours; a lesion anywhere.
-WITHIN_MM = {"normal": 5.0, "abnormal": np.inf}
+# How far apart in height slices of two patients may be to be matched: about a slice's neighbours; a lesion may lie a
+# little higher or lower.
+WITHIN_MM = {"normal": 5.0, "abnormal": 10.0}
 # Rows that `load` reads to check them; the rest are checked when a search first reads them.
 CHECKED_ON_LOAD = 1 << 16
 COPIED_AT_ONCE = 1 << 16
@@ -207,7 +208,8 @@ class CodeBank:
         """The k patients nearest to one, exactly; see `decomp_jax.retrieval.patients` for the distance.
 
         Args:
-            queries: a query for each of the patient's slices. Both paths: their two distances are added.
+            queries: a query for each of the patient's slices, without negative weights. Both paths: their two
+                distances are added.
             heights: of the slices, in the unit of the bank's `heights`.
             within_mm: for each path how far apart in height matched slices may be.
             exclude: ids of patients to leave out.
@@ -222,6 +224,8 @@ class CodeBank:
                             f"{list(np.shape(heights))}")
         if not set(within_mm) <= set(PATHS) or not all(within >= 0 for within in within_mm.values()):
             raise UserError(f"within_mm: needs numbers from 0 on for {', '.join(PATHS)}, not {dict(within_mm)}")
+        if any((example.weights < 0).any() for example in queries.examples):
+            raise UserError("queries: negative weights rank slices, not patients; leave them out")
         _check_k(k)
         queries.check(self.grid, self.codebooks)
         indices = {path: self._patient_index(path, _one_axis(mesh).local_mesh) for path in queries.paths}
@@ -255,9 +259,7 @@ class CodeBank:
     def _patient_index(self, path: str, mesh: Mesh) -> PatientIndex:
         if (path, mesh) not in self.cache:
             read = functools.partial(self.read, (path,), slice(None))
-            self.cache[path, mesh] = make_patient_index(
-                read, self.rows["patient_id"], self.heights, mesh, by_lesion=is_sparse(path, self.codebooks[path]),
-            )
+            self.cache[path, mesh] = make_patient_index(read, self.rows["patient_id"], self.heights, mesh)
         return self.cache[path, mesh]
 
     @functools.cached_property

@@ -1,13 +1,16 @@
 """Patients nearest to a patient: each of its slices is matched with the nearest slice of the other within reach.
 
-From a query patient Q (slices i at heights z_i) to a reference patient X (slices j at heights z_j)
+D(i, j) being the distance of slice i of the query patient, at height z_i, to code j of a reference patient, at z_j, the
+distance between the two is
 
-    d(Q -> X) = sum_i w_i * min over j with |z_i - z_j| <= reach of D(i, j)  /  sum_i w_i
+    sum_i min over j with |z_i - z_j| <= reach of D(i, j)  +  sum_j min over i with |z_i - z_j| <= reach of D(i, j)
+    ---------------------------------------------------------------------------------------------------------------
+                                           sum_i alone(i)  +  sum_j alone(j)
 
-D being the distance of slice i's query to code j; the distance between the two is (d(Q -> X) + d(X -> Q)) / 2, since
-the one-sided one favours patients of many slices. Where nothing is within reach, the largest distance that a slice of Q can
-have to any code stands in place of the minimum. By anatomy every slice weighs 1; by lesion it weighs as many cells as
-hold something, or else the empty slices would decide. By both, the distances of the two paths are added.
+in which `alone` is the distance of a slice that has no match; where nothing is within reach it stands in place of the
+minimum. By lesion it is the distance to a slice that holds nothing: without such a denominator, which is how much lesion
+the two have, small lesions would be near to all others. By anatomy it is the mean distance to a code drawn by chance.
+The distance is 0 between equals, and 1 or more where nothing is alike. By both, the distances of the two paths are added.
 
 Exact by bounds: one scan gives lower bounds of all D, their minima a lower bound of each patient's distance. Distances
 are computed in the order of the bounds, until the k-th is below the next bound.
@@ -57,7 +60,6 @@ class PatientIndex(NamedTuple):
         codes: uint16 [n,p].
         on_devices: the same, shared out; where the device is the CPU, in the same memory.
         heights: float32 [n], mm; nan for padding.
-        weights: float64 [n], 0 for padding; not 0 in all slices of a patient.
         rows: int64 [n], the bank's; -1 for padding.
         starts: [patients+1], position of each patient's first slice; the last is where padding alone begins.
         names: sorted ids of the patients.
@@ -67,7 +69,6 @@ class PatientIndex(NamedTuple):
     codes: UInt16[np.ndarray, "n p"]
     on_devices: UInt16[Array, "n p"]
     heights: Float32[np.ndarray, "n"]
-    weights: Float64[np.ndarray, "n"]
     rows: Int64[np.ndarray, "n"]
     starts: Int64[np.ndarray, "s"]
     names: np.ndarray
@@ -80,21 +81,24 @@ class _Slices(NamedTuple):
     Attributes:
         tables: float64 [p,k,i].
         heights: float32 [i], mm.
-        weights: float64 [i], not all 0.
         reach: how far a slice may be from the one that it is matched with, mm.
+        alone: float64 [i], distance of each slice without a match.
+        alone_codes: float64 [p,k], what a code adds to that of a reference slice.
         farthest: the largest distance that a slice can have to any code.
     """
 
     tables: np.ndarray
     heights: np.ndarray
-    weights: np.ndarray
     reach: np.float32
+    alone: np.ndarray
+    alone_codes: np.ndarray
     farthest: float
 
 
-def make_patient_index(read: Callable[[np.ndarray | slice], np.ndarray], ids: np.ndarray, heights: np.ndarray,
-                       mesh: Mesh, *, by_lesion: bool) -> PatientIndex:
-    """Index of N rows. `read` gives the codes uint16 [n,p] of some; `by_lesion`: weigh by the cells that hold something."""
+def make_patient_index(
+    read: Callable[[np.ndarray | slice], np.ndarray], ids: np.ndarray, heights: np.ndarray, mesh: Mesh
+) -> PatientIndex:
+    """Index of N rows. `read` gives the codes uint16 [n,p] of some."""
     order = np.lexsort((heights, ids))
     heads = run_starts(ids[order])
     sizes = np.diff(heads, append=len(ids))
@@ -104,16 +108,12 @@ def make_patient_index(read: Callable[[np.ndarray | slice], np.ndarray], ids: np
     total = -(-max(starts[-1], 1) // share) * share
     at = np.arange(len(ids)) + np.repeat(starts[:-1] - heads, sizes)
     rows, codes = np.full(total, -1), aligned((total, read(slice(0)).shape[1]), np.dtype(np.uint16))
-    weights, sorted_heights = np.zeros(total), np.full(total, np.nan, np.float32)
+    sorted_heights = np.full(total, np.nan, np.float32)
     rows[at], sorted_heights[at] = order, heights[order]
     for some in chunks(len(ids)):
         codes[at[some]] = read(order[some])
-        weights[at[some]] = np.count_nonzero(codes[at[some]], axis=1) if by_lesion else 1
-    if len(heads):
-        empty = np.add.reduceat(weights, starts[:-1]) == 0
-        weights[at] += np.repeat(empty, sizes)
     on_devices = jax.device_put(codes, NamedSharding(mesh, P("data")))
-    return PatientIndex(codes, on_devices, sorted_heights, weights, rows, starts, ids[order[heads]], mesh)
+    return PatientIndex(codes, on_devices, sorted_heights, rows, starts, ids[order[heads]], mesh)
 
 
 def search_patients(
@@ -139,13 +139,19 @@ def search_patients(
 
 
 def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np.ndarray, reach: float) -> _Slices:
+    count = len(queries)
+    examples = padded_examples(queries, -(-count // GROUP) * GROUP, path)  # few widths: each is compiled for
     with jax.enable_x64(True):
-        tables = np.asarray(_tables(padded_examples(queries, len(queries), path), codebook))
-    weights = (tables.argmin(2) != 0).sum(1) if is_sparse(path, codebook) else np.ones(len(tables))
-    weights = weights if weights.any() else np.ones(len(tables))
+        tables = np.asarray(_tables(examples, codebook))[:count]
+    if is_sparse(path, codebook):
+        alone, weights = tables[:, :, 0].sum(1), sum(weights[:count] for _, weights in examples).mean(0)
+        alone_codes = weights[:, None] * (codebook**2).sum(1)
+    else:
+        alone = tables.mean(2).sum(1)
+        alone_codes = np.full(tables.shape[1:], alone.mean() / tables.shape[1])
     farthest = tables.max(2).sum(1).max()
     tables = np.ascontiguousarray(tables.transpose(1, 2, 0))
-    return _Slices(tables, np.asarray(heights, np.float32), weights, np.float32(reach), float(farthest))
+    return _Slices(tables, np.asarray(heights, np.float32), np.float32(reach), alone, alone_codes, float(farthest))
 
 
 @jax.jit
@@ -160,11 +166,22 @@ def _look(index: PatientIndex, slices: _Slices, patient: int) -> tuple[float, np
     codes, rows = index.codes[some], index.rows[some]
     distance = sum(entries[codes[:, p]] for p, entries in enumerate(slices.tables))  # [j,i]
     within = np.abs(index.heights[some][:, None] - slices.heights) <= slices.reach
-    distance = np.where(within, distance, slices.farthest)
-    there = np.average(distance.min(0), weights=slices.weights)
-    back = np.average(distance.min(1), weights=index.weights[some])
-    nearest = np.where(within, distance, np.inf).argmin(0)
-    return float(there + back) / 2, np.where(within.any(0), rows[nearest], -1)
+    distance = np.where(within, distance, np.inf)
+    alone = _alone(slices, codes)
+    there, back = (np.where(np.isinf(least), other, least).sum()
+                   for least, other in ((distance.min(0), slices.alone), (distance.min(1), alone)))
+    matches = np.where(within.any(0), rows[distance.argmin(0)], -1)
+    return _ratio(there + back, slices.alone.sum() + alone.sum()), matches
+
+
+def _alone(slices: _Slices, codes: UInt16[np.ndarray, "j p"]) -> Float64[np.ndarray, "j"]:
+    """Distance of reference slices without a match."""
+    return sum(entries[codes[:, p]] for p, entries in enumerate(slices.alone_codes))
+
+
+def _ratio(matched: float | np.ndarray, alone: float | np.ndarray) -> float | np.ndarray:
+    """0 where there is nothing in either patient."""
+    return np.divide(matched, alone, out=np.zeros(np.shape(alone)), where=np.asarray(alone) > 0)[()]
 
 
 def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
@@ -172,32 +189,36 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     if len(index.starts) == 1:
         return np.zeros(0)
     count = len(slices.heights)
-    padding = (0, -count % GROUP)  # few widths: each is compiled for
+    padding = (0, -count % GROUP)
     tables = np.pad(slices.tables, ((0, 0), (0, 0), padding), mode="edge")
     heights = np.pad(slices.heights, padding, mode="edge")
     with jax.enable_x64(True):
         scan = _sharded_scan(index.mesh)
-        there, back = scan(index.on_devices, index.heights, tables, heights, slices.reach, np.float32(slices.farthest))
+        there, back = scan(index.on_devices, index.heights, tables, heights, slices.reach)
     groups, end = np.asarray(there)[:index.starts[-1] // GROUP, :count], index.starts[-1]
-    there = np.minimum.reduceat(groups, index.starts[:-1] // GROUP) @ (slices.weights / slices.weights.sum())
-    back, weights = (np.add.reduceat(values[:end], index.starts[:-1])
-                     for values in (np.asarray(back) * index.weights, index.weights))
-    return (there + back / weights) / 2 - ROUNDING * slices.farthest
+    there = np.minimum.reduceat(groups, index.starts[:-1] // GROUP)
+    there = np.where(np.isinf(there), slices.alone, there).sum(1)
+    valid, back = index.rows[:end] >= 0, np.asarray(back)[:end]
+    alone = np.concatenate([_alone(slices, index.codes[:end][some]) for some in chunks(end)]) * valid
+    back, alone, sizes = (np.add.reduceat(values, index.starts[:-1], dtype=float)
+                          for values in (np.where(np.isinf(back), alone, back), alone, valid))
+    return _ratio(there + back - ROUNDING * slices.farthest * (count + sizes), slices.alone.sum() + alone)
 
 
 @functools.cache
 def _sharded_scan(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
     """`_scan`, each device scanning its own codes."""
     return jax.jit(jax.shard_map(
-        _scan, mesh=mesh, in_specs=(P("data"), P("data"), P(), P(), P(), P()), out_specs=P("data"), check_vma=False,
+        _scan, mesh=mesh, in_specs=(P("data"), P("data"), P(), P(), P()), out_specs=P("data"), check_vma=False,
     ))
 
 
 def _scan(
     codes: UInt16[Array, "n p"], heights: Float32[Array, "n"], tables: Float[Array, "p k i"],
-    query_heights: Float32[Array, "i"], reach: Float32[Array, ""], farthest: Float32[Array, ""],
+    query_heights: Float32[Array, "i"], reach: Float32[Array, ""],
 ) -> tuple[Float32[Array, "g i"], Float32[Array, "n"]]:
-    """Smallest bound of each group of codes for each slice of the query, and of each code for any slice.
+    """Smallest bound of each group of codes for each slice of the query, and of each code for any slice; infinite where
+    nothing is within reach.
 
     A turn adds up a block while it reduces the one before: see `distance.group_minima`.
     """
@@ -209,7 +230,7 @@ def _scan(
 
     def reduce(sums: Array, heights: Array) -> tuple[Array, Array]:
         within = jnp.abs(heights[:, None] - query_heights) <= reach
-        bounds = jnp.where(within, sums.astype(jnp.float32) * step + base, farthest)
+        bounds = jnp.where(within, sums.astype(jnp.float32) * step + base, jnp.inf)
         return bounds.reshape(-1, GROUP, slices).min(1), bounds.min(1)
 
     def turn(before: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:

@@ -57,6 +57,14 @@ def test_some_rows_in_their_order(phantom):
     assert dataset.stack(("image",), [])["image"].shape == (0, 64, 64, 1)
 
 
+def test_splits_one_after_the_other(phantom):
+    splits = [SliceDataset(phantom, split) for split in ("validation", "train")]
+    joined, first = SliceDataset(phantom, "validation", "train"), len(splits[0])
+    assert np.array_equal(joined.rows, np.concatenate([dataset.rows for dataset in splits]))
+    assert np.array_equal(joined[first - 1]["label"], splits[0][first - 1]["label"])
+    assert np.array_equal(joined[first]["label"], splits[1][0]["label"])
+
+
 def test_a_file_stays_open_while_it_is_read(phantom, monkeypatch):
     """Even if the cache of open files drops it at once, as other threads may make it do."""
     monkeypatch.setattr(records, "_OPEN_FILES", 0)

@@ -1,6 +1,7 @@
 """The same twelve tiny patients, written in every layout that `data_prep` reads."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,9 +156,14 @@ def save_series(folder: Path, patient_id: str, study: str, data: np.ndarray) -> 
     return files
 
 
-def save_segmentation(folder: Path, images: list[pydicom.Dataset], classes: np.ndarray) -> pydicom.Dataset:
+SEGMENTS = {"enhancing tumor": ET, "edema": ED, "Necrosis": NCR}
+
+
+def save_segmentation(
+    folder: Path, images: list[pydicom.Dataset], classes: np.ndarray, names: Iterable[str] = SEGMENTS
+) -> pydicom.Dataset:
     """Segments in an order of their own."""
-    masks = {"enhancing tumor": classes == ET, "edema": classes == ED, "Necrosis": classes == NCR}
+    masks = {name: classes == SEGMENTS[name] for name in names}
     code = highdicom.sr.CodedConcept("49755003", "SCT", "Morphologically abnormal structure")
     segmentation = highdicom.seg.Segmentation(
         source_images=images,

@@ -197,7 +197,7 @@ def test_broken_pictures_are_refused(tmp_path):
     ("a.npy", np.zeros((4, 5, 6)), "not rows and columns"),
     ("a.npy", np.full((4, 5), np.nan), "NaN"),
     ("a.npy", np.array([None]), "can't be read"),
-    ("a.tif", np.zeros((4, 5)), "no PNG, JPEG, NIfTI or .npy"),
+    ("a.tif", np.zeros((4, 5)), "no PNG, JPEG, NIfTI, DICOM"),
     ("a.nii", np.zeros((4, 5, 6)), "is a volume"),
 ])
 def test_files_that_are_no_pictures_are_refused(tmp_path, name, values, reason):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -133,11 +133,14 @@ def spoil_rows(folder: Path) -> None:
     path.write_bytes(path.read_bytes().replace("phantom".encode("utf-32-le"), "phantum".encode("utf-32-le")))
 
 
-def other_settings(folder: Path) -> None:
-    known = manifest(folder)
-    known["settings"]["foreground"] = "window"
-    known["digest"] = content_digest(known)
-    (folder / "manifest.json").write_text(json.dumps(known))
+def in_manifest(section: str, **changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        known = manifest(folder)
+        known[section] |= changes
+        known["digest"] = content_digest(known)
+        (folder / "manifest.json").write_text(json.dumps(known))
+
+    return change
 
 
 @pytest.mark.parametrize(("spoil", "reason"), [
@@ -146,7 +149,8 @@ def other_settings(folder: Path) -> None:
     (lambda folder: (shutil.rmtree(folder), shutil.copytree(folder.with_name("part-1"), folder),
                      rename(folder, lambda name: name.replace("phantom", "other"))),
      "part-4: other-00.. has the same images as a patient of another part"),
-    (other_settings, "part-4: prepared with foreground=window, but .*part-1 with nonzero"),
+    (in_manifest("record", offsets={"image": 3, "label": 200}), "part-4: its records are laid out otherwise than"),
+    (in_manifest("settings", foreground="window"), "part-4: prepared with foreground=window, but .*part-1 with nonzero"),
     (spoil_rows, "part-4/rows-train.npy: is not what manifest.json says"),
     (lambda folder: next(folder.glob("slices/*train*")).unlink(), "part-4/slices/.*: not found"),
     (lambda folder: (folder / "manifest.json").unlink(), "part-4/manifest.json: not found"),

@@ -12,6 +12,7 @@ from tests.data_prep import same_patients
 from tests.data_prep.conftest import SIZE, manifest, prepare, table
 from tests.data_prep.same_patients import ED, ET, NCR, save_segmentation, save_series, uid
 
+from data_prep.join import join_parts
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation import dicom
@@ -63,6 +64,32 @@ def test_visits_of_a_patient_stay_together(tmp_path):
     assert all(splits[f"case-{i}"] == splits[f"case-{i % 4}"] for i in range(16))
 
 
+def test_a_part_that_lacks_classes_or_labels(tmp_path, written):
+    """Patients without some class, and an archive that no one has segmented, join the others by --lesion_classes."""
+    lines = ["case,channel,series"]
+    for i, segmented in enumerate((True, False)):
+        series = save_series(tmp_path / "src", f"{20 + i}", uid(), same_patients.patient(20 + i).t1ce)
+        lines.append(f"new-{i},t1ce,{series[0].SeriesInstanceUID}")
+        if segmented:
+            one = same_patients.patient(20)
+            seg = save_segmentation(tmp_path / "src", series, np.where(one.classes == ED, ED, 0), ("edema",))
+            lines.append(f"new-{i},label,{seg.SeriesInstanceUID}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    old = (*written[1], "--modalities=t1ce", "--size", SIZE, "--shard=1/1")
+    new = ("volumes", "--src", tmp_path / "src", "--table", tmp_path / "table.csv", "--size", SIZE, "--shard=1/1")
+    prepare(*old, "--out", tmp_path / "old")
+    prepare(*new, "--out", tmp_path / "alone", "--unlabelled")
+    assert manifest(tmp_path / "alone")["settings"]["lesion_classes"] == ["ED"]
+    with pytest.raises(UserError, match="alone: prepared with lesion_classes="):
+        join_parts(tmp_path / "no", [tmp_path / "old", tmp_path / "alone"])
+    prepare(*new, "--out", tmp_path / "new", "--unlabelled", "--lesion_classes=NCR,ED,ET")
+    join_parts(tmp_path / "all", [tmp_path / "old", tmp_path / "new"])
+    rows = {row["patient_id"]: row for row in table(tmp_path / "all") if row["slice_index"] == 2}
+    assert len(rows) == 14 and rows["new-0"]["has_abnormality"] and not rows["new-1"]["labelled"]
+    with pytest.raises(UserError, match="--lesion_classes: lacks ED, which .*table.csv has"):
+        prepare(*new, "--out", tmp_path / "no", "--lesion_classes=NCR")
+
+
 def test_the_list_names_no_patient_and_becomes_a_table(tmp_path, written, capsys):
     prepare("volumes", "--src", written[0], "--list")
     printed = capsys.readouterr().out
@@ -88,7 +115,7 @@ def test_the_list_names_no_patient_and_becomes_a_table(tmp_path, written, capsys
     (lambda lines: [lines[0], lines[1].replace("t1ce", "label")], "line 2: the channel 'label' is for"),
     (lambda lines: [lines[0], lines[3].replace("label", "t1ce")], "line 2: the channel 'label' is for"),
     (lambda lines: [lines[0], lines[3]], "names no channel of images"),
-    (lambda lines: lines[:3], "names no segmentation"),
+    (lambda lines: lines[:3], "no label is left for a lesion, of none; .*--lesion_classes"),
     (lambda lines: [*lines[:3], lines[6].replace("BraTS2021_00001", "BraTS2021_00000")], "series are of several patients"),
     (lambda lines: [lines[0].replace("series", "uid"), *lines[1:]], "table.csv: no column series"),
 ])

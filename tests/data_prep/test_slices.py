@@ -94,7 +94,7 @@ def test_shards_of_equal_length_and_a_rest(tmp_path, monkeypatch):
     for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
     assert manifest(tmp_path / "many")["files"].keys() == contents(tmp_path / "many").keys() - {
-        "manifest.json", "slices/features.json", "slices/dataset_info.json"
+        "fingerprints.npy", "manifest.json", "slices/features.json", "slices/dataset_info.json"
     }
 
 

@@ -310,6 +310,11 @@ def test_ids_are_what_file_names_have_in_common(tmp_path):
     content = {"training": [{"image": [name, name.replace("t1", "t2").replace("flair", "ct")]} for name in names]}
     cases = read_layout(write_json(tmp_path / "list.json", content), {0: "t1"}, {"a": (1,)}).cases
     assert [case.case_id for case in cases] == [*names.values()]
+    content = {"training": [{"image": "c1/image.nii.gz"}, {"image": "c2/image.nii.gz"}]}
+    path = write_json(tmp_path / "list.json", content)
+    assert [case.case_id for case in read_layout(path, {0: "t1"}, {"a": (1,)}).cases] == ["c1", "c2"]
+    with pytest.raises(UserError, match="names no channels"):
+        read_layout(path, {}, {"a": (1,)})
 
 
 # ---------------------------------------------------------------- whole heads

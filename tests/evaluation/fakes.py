@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from decomp_jax.config import Config
+from decomp_jax.config import Config, LayoutTerm
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
 from decomp_jax.inference.decomposer import CodeIndices, Decomposer, Decomposition
 from decomp_jax.losses.cells import cell_means
@@ -75,14 +75,21 @@ class FakeDecomposer:
     settings: Settings
     model_digest: str = "m" * 64
     data_digest: str = "d" * 64
-    config: Config = Config()
+    config: Config = Config(
+        model=dataclasses.replace(Config().model, code_dim=3),
+        objective=dataclasses.replace(Config().objective, layout=LayoutTerm(1.0, scale=1.0, whole=1.0)),
+    )
     grid: int = GRID[0]
 
     @property
     def normal_codebook(self) -> np.ndarray:
         return np.linspace(0, 1, LEVELS, dtype=np.float32)[:, None]
 
-    abnormal_codebook = normal_codebook
+    @property
+    def abnormal_codebook(self) -> np.ndarray:
+        """Roots of the share of a cell that is lesion, as the layout term would have it; other channels hold nothing."""
+        return np.pad(np.sqrt(self.normal_codebook), ((0, 0), (0, 2)))
+
     check_images, check_classes = Decomposer.check_images, Decomposer.check_classes
 
     def paint(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> np.ndarray:
@@ -104,7 +111,8 @@ class FakeDecomposer:
             x_plus=images.astype(np.float32), x_minus=x_minus, segmentation=segmentation,
             normal_indices=np.rint(z_e_normal * (LEVELS - 1)).astype(int),
             abnormal_indices=np.rint(z_e_abnormal * (LEVELS - 1)).astype(int),
-            z_e_normal=z_e_normal[..., None], z_e_abnormal=z_e_abnormal[..., None],
+            z_e_normal=z_e_normal[..., None],
+            z_e_abnormal=np.pad(np.sqrt(z_e_abnormal)[..., None], 3 * [(0, 0)] + [(0, 2)]),
             abnormality=z_e_abnormal.max((1, 2)),
         )
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,26 @@ from numpy.lib.recfunctions import append_fields
 
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation import report
+from decomp_jax.evaluation.patients import METHODS as PATIENT_METHODS
 from decomp_jax.evaluation.rankers import METHODS
 from decomp_jax.evaluation.slices import SliceSet
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
 CODES = {"normal", "abnormal", "both"}
-NAMED = CODES | {"random", "pixel_l2", "oracle_normal", "oracle_abnormal"}
+NAMED = CODES | {f"{code}_asymmetric" for code in CODES} | {"sketch", "sketch_circle", "sketch_shifted", "random", 
+                 "pixel_l2", "oracle_normal", "oracle_abnormal"}
 
 
 def write(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads], reference: str = "reference"
+    folder: Path, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads], reference: str = "reference",
+    features: Sequence[tuple[str, Path]] = (),
 ) -> dict[str, Any]:
     """Writes a report of the given splits to `folder`/report and reads its numbers."""
     log = [{"step": step, "train/loss/total": 1 / step, "train/term/residual": 2 / step} for step in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    monkeypatch.setattr(report, "SliceDataset", lambda data, split: heads[split])
+    monkeypatch.setattr(report, "SliceDataset", lambda data, *splits: heads[" ".join(splits)])
     monkeypatch.setattr(report.Decomposer, "restore", lambda workdir: FakeDecomposer(heads["query"].settings))
-    report.write_report(folder, "data", folder / "report", reference)
+    report.write_report(folder, "data", folder / "report", reference, features)
     return json.loads((folder / "report" / "metrics.json").read_text())
 
 
@@ -101,7 +105,46 @@ def test_page_needs_no_other_file_and_says_what_it_must(written: tuple[Path, dic
     assert metrics["provenance"]["model_digest"] in page.text and metrics["provenance"]["data_digest"] in page.text
     assert f"{metrics['retrieval']['abnormal']['abnormal']['dice@5']['mean']:.3f}" in page.text
     assert not re.search(r"\b(nan|None)\b", page.text)
-    assert all(method.sentence in page.text for method in METHODS.values())
+    assert all(method.sentence in page.text for method in (*METHODS.values(), *PATIENT_METHODS.values()))
+
+
+def test_asymmetric_queries_and_drawn_lesions_find_at_least_as_much(written: tuple[Path, dict[str, Any]]) -> None:
+    """The codes know the labels to a fifteenth; the query's vectors and a drawing of the labels know them wholly."""
+    retrieval, patients = written[1]["retrieval"], written[1]["patients"]["retrieval"]
+    code = retrieval["abnormal"]["abnormal"]["whole_dice@5"]["mean"]
+    assert retrieval["abnormal_asymmetric"]["abnormal"]["whole_dice@5"]["mean"] > code - 0.01
+    drawn = retrieval["sketch"]["abnormal"]["whole_dice@5"]["mean"]
+    assert drawn > code - 0.01 and drawn > retrieval["sketch_shifted"]["abnormal"]["whole_dice@5"]["mean"]
+    assert retrieval["sketch_circle"]["abnormal"]["whole_dice@5"]["mean"] > retrieval["random"]["abnormal"]["whole_dice@5"]["mean"]
+    assert patients["patient"]["abnormal"]["whole_dice@5"]["mean"] > patients["random"]["abnormal"]["whole_dice@5"]["mean"]
+
+
+def test_features_of_others_are_in_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root shares of the true lesion rank as its overlap does; slices without a label have vectors, too."""
+    splits = {split: Heads(3, 4, seed=i, prefix=split[0]) for i, split in enumerate(("query", "reference"))}
+    splits["reference"].rows["labelled"][:2] = False
+    labels = np.concatenate([heads.fields["label"] for heads in splits.values()]).reshape(24, -1) > 0
+    np.save(tmp_path / "truth.npy", labels / np.sqrt(labels.sum(1, keepdims=True).clip(1)))
+    source = {"data_digest": splits["query"].digest, "splits": ["query", "reference"]}
+    (tmp_path / "truth.json").write_text(json.dumps(source))
+    metrics = write(tmp_path, monkeypatch, splits, features=[("<truth>", tmp_path / "truth.npy")])
+    dice = {name: metrics["retrieval"][name]["abnormal"]["whole_dice@1"]["mean"] for name in ("<truth>", "oracle_whole")}
+    assert dice["<truth>"] > 0.7 * dice["oracle_whole"]
+    assert "<truth>" in metrics["patients"]["retrieval"]
+    assert "abnormal vs <truth>" in metrics["comparisons"]["abnormal"]["dice@5"]
+    assert "<truth>, mean over slices" in Page((tmp_path / "report" / "index.html").read_text()).text
+
+
+def test_every_patient_asks_among_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads]
+) -> None:
+    monkeypatch.setattr(report, "read_manifest", lambda data: {"splits": {"train": {}, "query": {}}})
+    metrics = write(tmp_path, monkeypatch, heads | {"train query": heads["reference"]}, "others")
+    assert metrics["protocol"]["queries"] == metrics["protocol"]["references"]
+    assert metrics["protocol"]["queries"]["patients"] == 8
+    assert metrics["retrieval"]["oracle_whole"]["abnormal"]["whole_dice@1"]["mean"] < 1
+    page = Page((tmp_path / "report" / "index.html").read_text())
+    assert "each among the slices of all patients but its own" in page.text
 
 
 def test_a_table_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

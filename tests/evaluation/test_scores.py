@@ -117,7 +117,7 @@ def reference_part(slices: SliceSet, rows: np.ndarray) -> SliceSet:
     """The given slices alone."""
     arrays = {
         field.name: getattr(slices, field.name)[rows] for field in dataclasses.fields(slices)
-        if field.name not in ("bank", "dataset")
+        if field.name not in ("bank", "dataset", "features")
     }
     bank = dataclasses.replace(
         slices.bank, rows=slices.rows[rows], normal_indices=slices.bank.normal_indices[rows],

@@ -29,22 +29,26 @@ def distances(bank: CodeBank, path: str, queries: Queries) -> np.ndarray:
 
 def one_way(bank: CodeBank, path: str, queries: Queries, heights: np.ndarray, within: float
             ) -> dict[str, tuple[float, np.ndarray]]:
-    """Symmetric distance, and matched rows, of each patient, slice by slice as the documentation has it."""
-    codebook, indices = (getattr(bank, f"{path}_{name}").astype(float) for name in ("codebook", "indices"))
+    """Distance, and matched rows, of each patient, slice by slice as the documentation has it."""
+    codebook, indices = getattr(bank, f"{path}_codebook").astype(float), getattr(bank, f"{path}_indices")
     tables = np.stack([distances_to_each_code(codebook, path, queries, i) for i in range(len(queries))])
-    farthest, distance = tables.max(2).sum(1).max(), distances(bank, path, queries)
-    empty = path == "abnormal" and not codebook[0].any()
-    weights = (tables.argmin(2) != 0).sum(1) if empty else np.ones(len(queries))
+    distance = distances(bank, path, queries)
+    if path == "abnormal" and not codebook[0].any():
+        weights = sum(example.weights for example in queries.examples if example.path == path).mean(0)
+        alone, others = tables[:, :, 0].sum(1), (np.square(codebook[indices]).sum(-1) * weights).sum((1, 2))
+    else:
+        alone = tables.mean(2).sum(1)
+        others = np.full(len(bank), alone.mean())
     answers = {}
     for patient in np.unique(bank.rows["patient_id"]):
         rows = np.flatnonzero(bank.rows["patient_id"] == patient)
         reachable = np.abs(heights[:, None] - bank.rows["position_mm"][rows]) <= within
-        between = np.where(reachable, distance[:, rows], farthest)
-        own = (indices[rows] != 0).sum((1, 2)) if empty else np.ones(len(rows))
-        sides = [(between.min(1), weights), (between.min(0), own)]
-        value = np.mean([(nearest * w).sum() / w.sum() if w.any() else nearest.mean() for nearest, w in sides])
-        matches = [rows[np.where(ok, line, np.inf) == line[ok].min()] if ok.any() else [-1]
-                   for ok, line in zip(reachable, between)]
+        between = distance[:, rows]
+        there = [line[ok].min() if ok.any() else own for ok, line, own in zip(reachable, between, alone)]
+        back = [line[ok].min() if ok.any() else own for ok, line, own in zip(reachable.T, between.T, others[rows])]
+        value = (sum(there) + sum(back)) / (alone.sum() + others[rows].sum())
+        matches = [rows[ok & (line == least)] if ok.any() else [-1]
+                   for ok, line, least in zip(reachable, between, there)]
         answers[patient] = value, matches
     return answers
 
@@ -80,7 +84,7 @@ def test_equals_brute_force(kind: str, name: str, within: dict[str, float]) -> N
     queries, _ = make_any_queries(bank, name, 17)
     heights = np.linspace(-3.0, 63.0, 17).round()
     hits = bank.search_patients(queries, heights=heights, within_mm=within, k=6, exclude=["p3"])
-    assert_exact(bank, hits, queries, heights, {"normal": 5.0, "abnormal": np.inf, **within}, 6, ("p3",))
+    assert_exact(bank, hits, queries, heights, {"normal": 5.0, "abnormal": 10.0, **within}, 6, ("p3",))
 
 
 def test_few_patients_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +129,24 @@ def test_few_patients(n: int) -> None:
 @pytest.mark.parametrize("bad, message", [
     ({"heights": np.zeros(3)}, r"heights: needs a finite height for each of 2 queries"),
     ({"heights": np.array([0, np.nan])}, "heights: needs a finite"), ({"k": 0}, "k: must be"),
+    ({"queries": -1 * codes(normal=np.zeros((2, 8, 8), int))}, "queries: negative weights"),
     ({"within_mm": {"lesion": 3}}, "within_mm: needs numbers"), ({"within_mm": {"normal": -1}}, "within_mm: needs"),
 ])
 def test_bad_arguments(bad: dict[str, object], message: str) -> None:
     bank = make_bank("uniform", 6)
     with pytest.raises(UserError, match=message):
-        bank.search_patients(codes(**make_queries(bank, 2)), **{"heights": np.zeros(2), **bad})
+        bank.search_patients(**{"queries": codes(**make_queries(bank, 2)), "heights": np.zeros(2), **bad})
+
+
+def test_lesions_without_overlap_are_as_far_apart_whatever_their_sizes() -> None:
+    """So that small lesions are near to none but their like; two patients without any are alike."""
+    codebook = np.diag(np.float32([0, 1, 1, 1]))
+    indices = np.zeros((4, 2, 2), int)
+    indices[0, 0], indices[1, 1, 0], indices[2] = 1, 1, 2
+    rows = np.zeros(4, [("patient_id", "U1"), ("slice_index", "i4")])
+    rows["patient_id"] = ["a", "b", "c", "d"]
+    bank = CodeBank.from_arrays(normal_indices=indices * 0, abnormal_indices=indices, normal_codebook=codebook,
+                                abnormal_codebook=codebook, rows=rows)
+    for row, expected in ((0, {"a": 0, "b": 2, "c": 2, "d": 2}), (3, {"a": 2, "b": 2, "c": 2, "d": 0})):
+        hits = bank.search_patients(codes(abnormal=indices[row : row + 1]), heights=np.zeros(1), k=4)
+        assert dict(zip(hits.patients, hits.distances)) == pytest.approx(expected)
