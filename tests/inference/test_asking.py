@@ -235,6 +235,7 @@ def test_a_scan_between_the_heights_of_all_slices(archive: Archive, row: int, as
     ({"level": "patient", "image": "scan.nii.gz", "sketch": "lesion.png"}, "leave out --sketch$"),
     ({"level": "patient", "image": "scan.nii.gz", "one_per_patient": True, "like": (3,)},
      "leave out --like, --one_per_patient$"),
+    ({"level": "patient", "image": "scan.nii.gz", "weight": 0.8}, "leave out --weight$"),
     ({"level": "patient", "image": "nowhere.nii.gz"}, "nowhere.nii.gz: does not exist"),
     ({"level": "patient", "image": "scan.nii.gz", "within_mm": -1.0}, "--within_mm: is a distance, 0 or more, not -1"),
 ])
