@@ -34,7 +34,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (_add_encode, _add_search, _add_query, _add_convert, _add_report, _add_compare, _add_export, _add_adapt):
-        processes.add_flags(add(commands))
+        command = add(commands)
+        command.add_argument("--verify", action="store_true",
+                             help="read all of --data, --bank and --queries first, and compare all checksums; without it "
+                                  "those of rows and of what is read")
+        processes.add_flags(command)
     return parser.parse_args()
 
 
@@ -100,7 +104,7 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def _add_within(command: argparse.ArgumentParser) -> None:
     command.add_argument("--within_mm", type=float, metavar="D",
-                         help="for patients: how far apart in height matched slices may be (default: 5 by anatomy, any "
+                         help="for patients: how far apart in height matched slices may be (default: 5 by anatomy, 10 "
                               "by lesion)")
 
 
@@ -204,6 +208,18 @@ def _digest(path: Path) -> str:
         raise UserError(f"{path}: not found or can't be read ({error.strerror}); name a folder that has it") from error
 
 
+def _verify(args: dict[str, object]) -> None:
+    """Raises UserError if a file of the data set or the banks is not what was written."""
+    from decomp_jax.data import records
+    from decomp_jax.retrieval import CodeBank
+
+    if "data" in args:
+        records.verify(args["data"])
+    for name in ("bank", "queries"):
+        if name in args:
+            CodeBank.load(args[name], verify=True)
+
+
 def main() -> None:
     flags = parse_args()
     processes.join(flags)
@@ -212,6 +228,9 @@ def main() -> None:
     command = args.pop("command")
     if jax.process_count() > 1:
         require_same_command(command, args)
+    if args.pop("verify"):
+        with processes.agreed():
+            _verify(args)
     if command == "encode":
         from decomp_jax.inference.encode import encode_split
 

@@ -17,7 +17,7 @@ from decomp_jax.data.schema import ANATOMY_CLASSES, FIELD_MM, GLIOMA_CLASSES, IN
 from decomp_jax.errors import UserError, run_program
 from decomp_jax.preparation.field import PLANES
 from decomp_jax.preparation.picture import FOREGROUND
-from decomp_jax.preparation.releases import find_patients
+from decomp_jax.preparation.releases import survey
 
 
 def make_phantom(flags: argparse.Namespace) -> None:
@@ -39,9 +39,17 @@ def make_phantom(flags: argparse.Namespace) -> None:
 
 
 def make_brats(flags: argparse.Namespace) -> None:
-    cases = brats.brats_cases(find_patients(flags.src), flags.label_map)
+    found = survey(flags.src)
+    tell_progress(found.describe(flags.src))
+    if flags.on_error == "stop":
+        brats.require_usable(found.patients, flags.label_map, unlabelled=flags.unlabelled)
+    cases = brats.brats_cases(found.patients, flags.label_map)
     settings = Settings(source="brats", size=flags.size, modalities=flags.modalities)
-    _write_cases(flags, cases, settings, label_maps=brats.count_label_maps(cases))
+    _write_cases(
+        flags, cases, settings, label_maps=brats.count_label_maps(cases),
+        left_out=[str(path.relative_to(flags.src)) for path in found.left_out],
+        renamed_segmentations=[str(path.relative_to(flags.src)) for path in found.renamed],
+    )
 
 
 def make_volumes(flags: argparse.Namespace) -> None:
@@ -123,6 +131,8 @@ def _write_cases(flags: argparse.Namespace, cases: Mapping[str, Case], settings:
 
 
 def make_images(flags: argparse.Namespace) -> None:
+    if flags.splits and flags.query_fold is not None:
+        raise UserError("--splits and --query_fold both say which patients are queries; give one of them")
     pictures = images.read_pictures(flags.table)
     split = images.split_pictures(
         pictures,
@@ -132,13 +142,14 @@ def make_images(flags: argparse.Namespace) -> None:
         seed=flags.seed,
         growing=flags.shard is not None,
     )
+    tell_progress(images.describe(pictures, flags.table, split_given=bool(flags.splits or flags.query_fold is not None)))
     classes = images.find_classes(pictures, workers=flags.workers, on_error=flags.on_error)
     settings = Settings(
         source="images",
         size=flags.size,
         modalities=("image",),
         foreground=FOREGROUND,
-        lesion_classes=tuple(classes.values()),
+        lesion_classes=tuple(dict.fromkeys(classes.values())),
     )
     known_patients = "patient" in next(iter(pictures.values()))[0].row
     write_dataset(
@@ -148,7 +159,7 @@ def make_images(flags: argparse.Namespace) -> None:
         prepare=functools.partial(
             images.prepare_pictures,
             pictures=pictures,
-            classes={value: label for label, value in enumerate(classes, 1)},
+            classes={value: 1 + settings.lesion_classes.index(name) for value, name in classes.items()},
             settings=settings,
         ),
         workers=flags.workers,
@@ -171,6 +182,10 @@ def make_joined(flags: argparse.Namespace) -> None:
 
 def split_source(flags: argparse.Namespace) -> dict[str, object]:
     return {"splits": flags.splits and flags.splits.name, "seed": flags.seed}
+
+
+def tell_progress(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def positive(text: str) -> int:

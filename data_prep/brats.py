@@ -4,6 +4,7 @@ import collections
 from collections.abc import Mapping
 
 from data_prep.cases import Case, LabelValues
+from decomp_jax.errors import UserError
 from decomp_jax.preparation.releases import Patient
 from decomp_jax.preparation.volume import Source
 
@@ -13,12 +14,36 @@ def brats_cases(patients: Mapping[str, Patient], extra: Mapping[int, int]) -> di
     return {patient_id: _case(patient, extra) for patient_id, patient in patients.items()}
 
 
+def require_usable(patients: Mapping[str, Patient], extra: Mapping[int, int], *, unlabelled: bool) -> None:
+    """Raises UserError for a patient without a segmentation, unless wanted, and for a label map that nobody needs."""
+    for patient in patients.values():
+        if "seg" not in patient.files and not unlabelled:
+            raise UserError(
+                f"{patient.folder}: {patient.patient_id} has no seg file; add it (so named), or use --unlabelled"
+            )
+    for label, number in extra.items():
+        if all(patient.label_map(extra)[label] != number for patient in patients.values()):
+            raise UserError(
+                f"--label_map={label}:{number}: the releases found here name label {label} themselves; leave it out, or "
+                "renumber the files"
+            )
+
+
 def _case(patient: Patient, extra: Mapping[int, int]) -> Case:
     files = {kind: Source(path) for kind, path in patient.files.items()}
     label = files.pop("seg", None)
-    hint = ("map it to 0, 1 NCR, 2 ED or 3 ET, as with --label_map=4:0 (in releases from 2024, 4 is the resection "
-            "cavity)")
-    return Case(patient.patient_id, patient.subject, files, label, LabelValues(patient.label_map(extra), hint=hint))
+    known = patient.label_map(extra)
+    hint = "map it to 0 none, 1 NCR, 2 ED or 3 ET, as with --label_map=" + _as_with(known)
+    return Case(patient.patient_id, patient.subject, files, label, LabelValues(known, hint=hint))
+
+
+def _as_with(known: Mapping[int, int]) -> str:
+    """An example that is right for what releases, and copies of them, are known to hold beyond the named labels."""
+    if known.keys() == {0, 1, 2, 3}:
+        return "4:0 (in releases from 2024, 4 is the resection cavity)"
+    if 4 in known and 3 not in known:
+        return "3:3 (in copies that renumber enhancing tumour from 4 to 3)"
+    return "LABEL:CLASS, once you know what it means"
 
 
 def count_label_maps(cases: Mapping[str, Case]) -> dict[str, int]:

@@ -73,7 +73,7 @@ def read_pictures(table: Path) -> dict[str, list[Picture]]:
     """
     pictures: dict[str, list[Picture]] = {}
     seen: set[str] = set()
-    for line, row in enumerate(read_table(table, ("image", "mask")), 2):
+    for line, row in read_table(table, ("image", "mask")).items():
         where = f"{table}: line {line}"
         if clash := sorted(row.keys() & {*ROW_COLUMNS}):
             raise UserError(f"{table}: column {clash[0]} has a meaning of its own in data sets; rename it")
@@ -88,6 +88,14 @@ def read_pictures(table: Path) -> dict[str, list[Picture]]:
                 raise UserError(f"{where} names {path}, which does not exist; mend the path")
         pictures.setdefault(patient_id, []).append(Picture(image, mask, row))
     return pictures
+
+
+def describe(pictures: Mapping[str, Sequence[Picture]], table: Path, *, split_given: bool) -> str:
+    """A line about what the table lists, and what of it is not used."""
+    listed = [picture for of_patient in pictures.values() for picture in of_patient]
+    line = f"{table}: {len(listed)} images, {sum(picture.mask is not None for picture in listed)} with a mask"
+    line += f", of {len(pictures)} patients" if "patient" in listed[0].row else ""
+    return line + ("; its column split is not used" if split_given and "split" in listed[0].row else "")
 
 
 def column_types(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, str]:
@@ -132,22 +140,28 @@ def split_pictures(
 def find_classes(
     pictures: Mapping[str, Sequence[Picture]], *, workers: int, on_error: Literal["stop", "skip"]
 ) -> dict[int, str]:
-    """Mask value -> lesion class, from what the masks hold: "lesion" if they know one value, else "class N".
+    """Mask value -> lesion class, from what the masks hold: "lesion" if each knows one value, else "class N".
+
+    One value is the same for all, but that some masks may be 0 and 1 and others 0 and 255.
 
     Raises:
-        UserError: a mask can't be read (unless skipped), or its values are no class numbers.
+        UserError: a mask can't be read (unless skipped), its values are no class numbers, or no mask shows anything.
     """
     masks = [picture.mask for of_patient in pictures.values() for picture in of_patient if picture.mask]
     first: dict[int, Path] = {}
+    most = 0
     with contextlib.closing(map_in_order(mask_values, masks, workers=workers, unit="mask")) as results:
         for mask, values in results:
             if not isinstance(values, UserError):
+                most = max(most, len(values))
                 for value in values:
                     first.setdefault(value, mask)
             elif on_error == "stop":
                 raise values
     values = sorted(first)
-    if len(values) <= 1:
+    if masks and not values:
+        raise UserError(f"{masks[0]}: is black, as all masks are; give masks that are 0 and 1, or 0 and 255")
+    if len(values) <= 1 or values == [1, 255] and most == 1:
         return {value: "lesion" for value in values or (1,)}
     if values[-1] == 255 or len(values) > MAX_CLASSES:
         raise UserError(

@@ -44,7 +44,7 @@ def read_series_table(src: Path, table: Path) -> Layout:
     """
     there = {series.uid: series for series in find_series(src)}
     of_case: dict[str, dict[str, Series]] = {}
-    for line, row in enumerate(read_table(table, COLUMNS), 2):
+    for line, row in read_table(table, COLUMNS).items():
         case_id, channel, uid = (row[name] for name in COLUMNS)
         if not channel:
             continue

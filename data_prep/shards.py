@@ -75,15 +75,17 @@ class ShardWriter:
     Attributes:
         lengths: records in each shard.
         checksums: SHA-256 of each file, by name, once closed.
+        ends: the last record's checksum of each file, likewise.
     """
 
     def __init__(self, folder: Path, split: str, record_bytes: int) -> None:
         self._folder, self._split = folder, split
         self._most = max(1, SHARD_BYTES // (RECORD_HEADER + record_bytes + RECORD_FOOTER))
         self._file: tf.io.TFRecordWriter | None = None
-        self._digests: list[str] = []
+        self._digests: list[tuple[str, str]] = []
         self.lengths: list[int] = []
         self.checksums: dict[str, str] = {}
+        self.ends: dict[str, str] = {}
 
     def write(self, record: bytes) -> None:
         if self._file is None:
@@ -98,10 +100,10 @@ class ShardWriter:
         """Gives the files their names, which say how many there are."""
         if self._file is not None:
             self._close_file()
-        for i, digest in enumerate(self._digests):
+        for i, (digest, end) in enumerate(self._digests):
             name = f"slices-{self._split}.tfrecord-{i:05d}-of-{len(self._digests):05d}"
             self._unfinished(i).rename(self._folder / name)
-            self.checksums[name] = digest
+            self.checksums[name], self.ends[name] = digest, end
 
     def _unfinished(self, i: int) -> Path:
         return self._folder / f"{self._split}-{i:05d}"
@@ -110,7 +112,9 @@ class ShardWriter:
         self._file.close()
         self._file = None
         with self._unfinished(len(self._digests)).open("rb") as file:  # still in memory, as a rule
-            self._digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(-RECORD_FOOTER, os.SEEK_END)
+            self._digests.append((digest, file.read().hex()))
 
 
 def write_metadata(folder: Path, record: RecordFormat, shards: Mapping[str, ShardWriter]) -> None:

@@ -127,7 +127,7 @@ def write_dataset(
         write_manifest(
             folder,
             settings,
-            record.layout(),
+            record.layout() | {"ends": {name: end for one in written.values() for name, end in one.shards.ends.items()}},
             {split: {"patients": writer.patients, "slices": writer.slices} for split, writer in written.items()},
             {f"slices/{name}": sum_ for one in written.values() for name, sum_ in one.shards.checksums.items()},
             skipped=screen.skipped,

@@ -54,33 +54,41 @@ def split_labelled(labelled: Mapping[str, bool], *, seed: int, growing: bool = F
     Those can be found but neither train nor score: they are for reference.
     """
     labelled_ids = [patient_id for patient_id, has_label in labelled.items() if has_label]
+    if not growing and len(labelled_ids) < len(labelled) and 0 < len(labelled_ids) < len(PATIENT_SHARES):
+        unlabelled = next(patient_id for patient_id, has_label in labelled.items() if not has_label)
+        raise UserError(
+            f"{len(labelled_ids)} labelled patients of {len(labelled)}, {unlabelled} not being one: too few for the splits "
+            f"{', '.join(PATIENT_SHARES)}; add labels or name each one's split with --splits"
+        )
     splits = split_by_hash(labelled_ids, PATIENT_SHARES, seed=seed, growing=growing) if labelled_ids else {}
     return {patient_id: splits.get(patient_id, "reference") for patient_id in labelled}
 
 
-def read_table(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
-    """The lines of a CSV file as column -> text, stripped.
+def read_table(path: Path, required: Iterable[str]) -> dict[int, dict[str, str]]:
+    """Line in the file -> column -> text, stripped, of a CSV file; empty lines are passed over.
 
     Raises:
         UserError: the file can't be read as CSV, lacks a required column, or a line has too few or too many fields.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            rows = list(reader)
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            rows = {reader.line_num: row for row in reader}
+            head = ",".join(reader.fieldnames or ())
             names = [name.strip() for name in reader.fieldnames or ()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: can't be read as CSV ({error}); give a readable file") from error
+        raise UserError(f"{path}: can't be read as CSV in UTF-8 ({error}); give a readable file") from error
     if missing := [name for name in required if name not in names]:
-        raise UserError(f"{path}: no column {', '.join(missing)}; its first line must name it")
+        raise UserError(f"{path}: no column {', '.join(missing)} in its first line, {head[:100]!r}; name the columns there, "
+                        "with commas between them")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: two columns have the same name; rename one")
-    for line, row in enumerate(rows, 2):
+    for line, row in rows.items():
         if None in row or None in row.values():
             raise UserError(f"{path}: line {line} has not {len(names)} fields; complete it")
     if not rows:
         raise UserError(f"{path}: has no lines; list at least one")
-    return [dict(zip(names, (value.strip() for value in row.values()))) for row in rows]
+    return {line: dict(zip(names, (value.strip() for value in row.values()))) for line, row in rows.items()}
 
 
 def only_value(pairs: Iterable[tuple[str, str]], path: Path) -> dict[str, str]:
@@ -116,7 +124,7 @@ def split_by_file(path: Path, patient_ids: Iterable[str]) -> dict[str, str]:
         UserError: the file can't be used, or does not list exactly the patients.
     """
     rows = read_table(path, ("patient_id", "split"))
-    splits = split_names([(row["patient_id"], row["split"]) for row in rows], path)
+    splits = split_names([(row["patient_id"], row["split"]) for row in rows.values()], path)
     patient_ids = set(patient_ids)
     if unlisted := sorted(patient_ids - splits.keys()):
         raise UserError(f"{path}: patient {unlisted[0]} ({len(unlisted)} in all) has no line; add it")

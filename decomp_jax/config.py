@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Self, get_type_hints
 
@@ -10,6 +11,56 @@ from ml_collections import ConfigDict
 from decomp_jax.errors import UserError
 
 REDUCTIONS = ("mean", "sum")
+KINDS = {int: "a whole number", str: "text", bool: "True or False"}
+LARGE = 2**31 - 1  # what device arrays count to
+TINY, BELOW_1 = math.ulp(0.0), math.nextafter(1.0, 0.0)
+# Setting -> least and largest value.
+RANGES = {
+    "model.widths": (1, LARGE),
+    "model.encoder_widening": (1, LARGE),
+    "model.code_dim": (1, LARGE),
+    "model.codebook_size": (2, 65_536),
+    "model.own_blocks": (0, LARGE),
+    "model.spade_width": (1, LARGE),
+    "model.nothing_threshold": (0, math.inf),
+    "model.codebook_decay": (0, BELOW_1),
+    "model.revive_below": (0, math.inf),
+    "model.batch_norm_decay": (TINY, BELOW_1),
+    "model.normal_gain": (TINY, math.inf),
+    "model.output_gain": (TINY, math.inf),
+    "objective.lesion_cell": (TINY, 1),
+    "objective.layout.scale": (TINY, math.inf),
+    "objective.layout.whole": (0, 1),
+    "objective.structure.scale": (TINY, math.inf),
+    "objective.structure.window": (TINY, 1),
+    "objective.structure.flat": (TINY, math.inf),
+    "objective.structure.pasted": (0, math.inf),
+    "objective.discrimination.margin": (0, math.inf),
+    "augment.flip": (0, 1),
+    "augment.rotation": (0, 45),
+    "augment.scale": (0, 0.5),
+    "augment.transplant": (0, 1),
+    "augment.foreground": (0, 1),
+    "augment.least_pasted": (0, 1),
+    "augment.opacity": (0, 1),
+    "augment.intensity": (0, 5),
+    "data.read_threads": (1, 1024),
+    "data.prefetch": (1, 1024),
+    "train.steps": (1, LARGE),
+    "train.epochs": (0, math.inf),
+    "train.warmup_steps": (0, LARGE),
+    "train.ramp_steps": (0, LARGE),
+    "train.batch_size": (1, LARGE),
+    "train.learning_rate": (TINY, math.inf),
+    "train.final_rate": (0, 1),
+    "train.revive_until": (0, 1),
+    "train.seed": (0, LARGE),
+    "train.population_images": (0, LARGE),
+    "train.checkpoint_every": (1, LARGE),
+    "train.log_every": (1, LARGE),
+    "train.eval_every": (0, LARGE),
+    "train.eval_slices": (1, LARGE),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,18 +331,26 @@ class Config:
         return ConfigDict(self.to_dict())
 
 
-def _from_dict(kind: type, values: dict[str, Any], where: str) -> Any:
+def _from_dict(kind: type, values: Any, where: str) -> Any:
     """A dataclass of dataclasses from nested dictionaries; lists become tuples."""
     types = get_type_hints(kind)
+    if not isinstance(values, Mapping):
+        raise UserError(f"--{where}={values}: holds settings ({', '.join(sorted(types))}), and is none itself")
     for name in values:
         if name not in types:
             raise UserError(f"{where}.{name}: no such setting; there are {', '.join(sorted(types))}")
-    parts = {
-        name: _from_dict(types[name], value, f"{where}.{name}") if dataclasses.is_dataclass(types[name])
-        else tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-    }
-    return kind(**parts)
+    return kind(**{name: _value(types[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _value(kind: type, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _from_dict(kind, value, where)
+    if isinstance(value, (list, tuple)) and kind == tuple[int, ...]:
+        return tuple(_value(int, part, where) for part in value)
+    if type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind:
+        return value
+    name = "a finite number" if kind is float else "whole numbers" if kind == tuple[int, ...] else KINDS[kind]
+    raise UserError(f"--{where}={value}: must be {name}")
 
 
 def _trained_one_way(config: Config) -> bool:
@@ -303,46 +362,37 @@ def _trained_one_way(config: Config) -> bool:
 
 
 def _check(config: Config) -> None:
-    rules = {
-        "config.train.steps": config.train.steps >= 1,
-        "config.train.epochs": config.train.epochs >= 0,
-        "config.train.population_images": config.train.population_images >= 0,
-        "config.train.batch_size": config.train.batch_size >= 1,
-        "config.train.log_every": config.train.log_every >= 1,
-        "config.train.checkpoint_every": config.train.checkpoint_every >= 1,
-        "config.train.learning_rate": config.train.learning_rate > 0,
-        "config.train.final_rate": 0 <= config.train.final_rate <= 1,
-        "config.model.widths": len(config.model.widths) >= 1,
-        "config.model.encoder_widening": config.model.encoder_widening >= 1,
-        "config.model.own_blocks": 0 <= config.model.own_blocks < len(config.model.widths),
-        "config.model.codebook_size": 2 <= config.model.codebook_size <= 65_536,
-        "config.model.codebook_decay": _trained_one_way(config),
-        "config.model.batch_norm_decay": 0 < config.model.batch_norm_decay < 1,
-        "config.model.normal_gain": config.model.normal_gain > 0,
-        "config.model.output_gain": config.model.output_gain > 0,
-        "config.model.code_dim": config.model.code_dim >= 1,
-        "config.model.spade_width": config.model.spade_width >= 1,
-        "config.model.nothing_threshold": config.model.nothing_threshold > 0
-        or not (config.objective.nothing.weight or config.objective.layout.weight),
-        "config.objective": all(term.weight > 0 for term in config.objective.terms.values()),
-        "config.objective.lesion_cell": 0 < config.objective.lesion_cell <= 1,
-        "config.objective.layout.whole": 0 <= config.objective.layout.whole <= 1,
-        "config.objective.structure.window": config.objective.structure.window > 0,
-        "config.objective.reconstruction_minus.reduction": config.objective.reconstruction_minus.reduction in REDUCTIONS,
-        "config.objective.reconstruction_plus.reduction": config.objective.reconstruction_plus.reduction in REDUCTIONS,
-        "config.objective.residual.reduction": config.objective.residual.reduction in REDUCTIONS,
-        "config.augment.flip": 0 <= config.augment.flip <= 1,
-        "config.augment.rotation": 0 <= config.augment.rotation <= 45,
-        "config.augment.scale": 0 <= config.augment.scale <= 0.5,
-        "config.augment.transplant": 0 <= config.augment.transplant <= 1,
-        "config.data.read_threads": config.data.read_threads >= 1,
-        "config.data.prefetch": config.data.prefetch >= 1,
-        "config.train.warmup_steps": config.train.warmup_steps >= 0,
-        "config.train.ramp_steps": config.train.ramp_steps >= 0,
-        "config.train.eval_every": config.train.eval_every >= 0,
-        "config.train.eval_slices": config.train.eval_slices >= 1,
-        "config.model.dtype": config.model.dtype in ("float32", "bfloat16"),
-    }
-    for name, holds in rules.items():
-        if not holds:
-            raise UserError(f"--{name}: this value can't be used; see its description in decomp_jax/config.py")
+    for name, (low, high) in RANGES.items():
+        value = config.get(name)
+        if not all(low <= part <= high for part in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"--config.{name}={value}: must be {_between(low, high)}")
+    for name, term in config.objective.terms.items():
+        if term.weight < 0:
+            raise UserError(f"--config.objective.{name}.weight={term.weight}: must be at least 0")
+    for name in ("reconstruction_minus", "reconstruction_plus", "residual"):
+        _require(config, f"objective.{name}.reduction", REDUCTIONS)
+    _require(config, "model.dtype", ("float32", "bfloat16"))
+    model = config.model
+    if not model.widths:
+        raise UserError("--config.model.widths: must name at least one width, such as 32,64,128")
+    if model.own_blocks >= len(model.widths):
+        raise UserError(f"--config.model.own_blocks={model.own_blocks}: must be below the number of widths, and "
+                        f"--config.model.widths={','.join(map(str, model.widths))} are {len(model.widths)}")
+    if not _trained_one_way(config):
+        raise UserError(f"--config.model.codebook_decay={model.codebook_decay}: must be between 0 and 1, or 0 with weights of "
+                        "objective.codebook_normal and codebook_abnormal, which a decay does without")
+    if model.nothing_threshold == 0 and (config.objective.nothing.weight or config.objective.layout.weight):
+        raise UserError("--config.model.nothing_threshold=0.0: must be above 0 where objective.nothing or layout have a weight")
+
+
+def _between(low: float, high: float) -> str:
+    """TINY stands for 0, which is left out."""
+    low_text = "above 0" if low == TINY else f"at least {low}"
+    if high == BELOW_1:
+        return f"{low_text} and below 1"
+    return low_text if high in (LARGE, math.inf) else f"{low_text} and at most {high}"
+
+
+def _require(config: Config, name: str, known: tuple[str, ...]) -> None:
+    if config.get(name) not in known:
+        raise UserError(f"--config.{name}={config.get(name)}: must be one of {', '.join(known)}")

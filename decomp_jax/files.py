@@ -1,17 +1,66 @@
-"""Files that are whole or absent, disks that are full, and folders in use."""
+"""Files that are whole or absent, JSON that tells if it was changed, disks that are full, and folders in use."""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What NumPy raises for a file that is no .npy file or has a damaged header.
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, SyntaxError, tokenize.TokenError)
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for a JSON file, with a digest of themselves; `read_sealed` reads it."""
+    return {**values, "digest": _digest(values)}
+
+
+def read_json(path: str | os.PathLike, cure: str) -> dict[str, Any]:
+    """The object of a JSON file. Raises UserError with the cure where there is none."""
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {cure}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON that can be read ({error}); {cure}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object; {cure}")
+    return values
+
+
+def read_sealed(path: str | os.PathLike, cure: str) -> dict[str, Any]:
+    """What `sealed` was given, unchanged. Raises UserError with the cure for a file that was edited or damaged."""
+    values = read_json(path, cure)
+    if values.pop("digest", None) != _digest(values):
+        raise UserError(f"{path}: damaged, edited, or of an older version: its digest does not hold; {cure}")
+    return values
+
+
+def map_array(path: str | os.PathLike, cure: str) -> np.ndarray:
+    """The array of a .npy file, mapped. Raises UserError with the cure where there is none."""
+    try:
+        return npy.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {cure}") from None
+    except UNREADABLE as error:
+        raise UserError(f"{path}: truncated, damaged or no .npy file ({error}); {cure}") from None
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import brats, demo, presets
 from configs.ablations import ABLATIONS, TERMS
-from decomp_jax.config import Config, ObjectiveConfig, Term
+from decomp_jax.config import RANGES, Config, ObjectiveConfig, Term
 from decomp_jax.errors import UserError
 from decomp_jax.losses import terms
 from decomp_jax.mesh import data_mesh
@@ -112,6 +113,15 @@ def test_paper_is_as_printed():
     assert (paper.model.codebook_size, paper.model.code_dim) == (512, 64)
 
 
+def test_every_number_has_a_range():
+    numbers = {
+        f"{section.name}.{name}" for section in dataclasses.fields(Config)
+        for name, value in flatten_dict(dataclasses.asdict(getattr(Config(), section.name)), sep=".").items()
+        if type(value) in (int, float, tuple)
+    }
+    assert {name for name in numbers if not name.endswith(".weight")} == {*RANGES}
+
+
 def test_epochs_set_the_steps():
     config = brats.RECOMMENDED.replace({"train.epochs": 3.0, "train.batch_size": 10})
     assert config.with_steps(1_000).train.steps == 300
@@ -146,6 +156,20 @@ def test_config_survives_json_and_config_dict():
     ("model.codebook_decay", 0.0, "config.model.codebook_decay"),  # nothing would train the codebooks
     ("model.nothing_threshold", 0.0, "config.model.nothing_threshold"),
     ("augment.rotation", 60.0, "config.augment.rotation"),  # two passes would need ever wider images
+    ("train.seed", -1, "--config.train.seed=-1: must be at least 0"),
+    ("train.seed", 1.5, "--config.train.seed=1.5: must be a whole number"),
+    ("train.steps", True, "--config.train.steps=True: must be a whole number"),
+    ("model.widths", (16, -4), "--config.model.widths=.*: must be at least 1"),
+    ("model.widths", (16, 1.5), "--config.model.widths=1.5: must be a whole number"),
+    ("model.widths", 16, "--config.model.widths=16: must be whole numbers"),
+    ("model.widths", (16,), "own_blocks=2: must be below the number of widths, and --config.model.widths=16 are 1"),
+    ("model.dtype", "float16", "--config.model.dtype=float16: must be one of float32, bfloat16"),
+    ("augment.flip", float("nan"), "--config.augment.flip=nan: must be a finite number"),
+    ("augment.opacity", 1.5, "--config.augment.opacity=1.5: must be at least 0 and at most 1"),
+    ("objective.layout.weight", float("inf"), "--config.objective.layout.weight=inf: must be a finite number"),
+    ("train.learning_rate", 0.0, "--config.train.learning_rate=0.0: must be above 0"),
+    ("model.batch_norm_decay", 1.0, "--config.model.batch_norm_decay=1.0: must be above 0 and below 1"),
+    ("augment", 3, "--config.augment=3: holds settings"),
 ])
 def test_unknown_and_impossible_settings_are_named(name, value, says):
     with pytest.raises(UserError, match=says):

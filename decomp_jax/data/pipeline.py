@@ -28,11 +28,7 @@ def train_batches(
     processes, and a run that starts at step s goes on exactly where one that stopped there was.
     Raises UserError if there are fewer labelled slices than a batch holds.
     """
-    labelled = np.flatnonzero(dataset.rows["labelled"])
-    if len(labelled) < batch_size:
-        raise UserError(
-            f"--config.train.batch_size={batch_size}: the train split has only {len(labelled)} labelled slices"
-        )
+    labelled = check_slices(dataset, batch_size)
     processes, process = jax.process_count(), jax.process_index()
     batches = (
         grain.MapDataset.source(labelled)
@@ -43,6 +39,17 @@ def train_batches(
         .map(functools.partial(dataset.stack, TRAIN_FIELDS))
     )
     return _read_ahead(batches[start_step * processes + process :: processes], config, mesh)
+
+
+def check_slices(dataset: SliceDataset, batch_size: int) -> np.ndarray:
+    """Rows of the labelled slices. Raises UserError if they are fewer than a batch holds."""
+    labelled = np.flatnonzero(dataset.rows["labelled"])
+    if len(labelled) < batch_size:
+        raise UserError(
+            f"--config.train.batch_size={batch_size}: the train split has only {len(labelled)} labelled slices; take "
+            "a smaller batch"
+        )
+    return labelled
 
 
 def split_batches(

@@ -1,7 +1,7 @@
 """Random access to the slices of a prepared data set: every record is CRC-checked, none is looked at beforehand."""
 
 import functools
-import json
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from decomp_jax.data.schema import (
     FORMAT_VERSION, RECORD_FOOTER, RECORD_HEADER, ROW_COLUMNS, Settings, content_digest
 )
 from decomp_jax.errors import UserError
+from decomp_jax.files import map_array, read_json
 
 _CRC_MASK_DELTA = 0xA282EAD8
 _OPEN_FILES = 256  # a large data set has more shards than a process may open
@@ -25,13 +26,11 @@ def read_manifest(data_dir: str | Path) -> dict[str, Any]:
     path = Path(data_dir) / "manifest.json"
     if not path.is_file():
         raise UserError(f"{path}: not found; make a data set with `python -m data_prep phantom --out {data_dir}`")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); prepare the data again") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+    manifest = read_json(path, "prepare the data again")
+    if manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: not of format {FORMAT_VERSION}; prepare the data again with this version")
-    if manifest.get("digest") != content_digest(manifest):
+    whole = manifest.get("digest") == content_digest(manifest) and isinstance(manifest.get("source"), dict)
+    if not whole:
         raise UserError(f"{path}: damaged or edited, its digest does not hold; copy or prepare the data again")
     return manifest
 
@@ -47,7 +46,10 @@ class SliceDataset:
     """
 
     def __init__(self, data_dir: str | Path, *splits: str) -> None:
-        """Raises UserError if the data set, a split or a file is missing, or rows and records do not match."""
+        """Raises UserError if the data set, a split or a file is missing, or rows and records do not match.
+
+        Rows are compared with their checksum, files of records with their length and their last record's checksum.
+        """
         data_dir, manifest = Path(data_dir), read_manifest(data_dir)
         for split in splits:
             if split not in manifest["splits"]:
@@ -57,17 +59,20 @@ class SliceDataset:
         self.digest: str = manifest["digest"]
         rows = [_map_rows(data_dir / f"rows-{split}.npy") for split in splits]
         self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        self._shards = [
-            folder / name
+        shards = [
+            (folder / name, part["record"].get("ends", {}).get(Path(name).name))
             for split in splits for folder, part in _parts(data_dir, manifest)
             for name in sorted(part["files"]) if name.startswith(f"slices/slices-{split}.tfrecord-")
         ]
-        self._ends = np.cumsum([_count_records(path, self._record_bytes) for path in self._shards], dtype=int)
+        self._shards = [path for path, _ in shards]
+        self._ends = np.cumsum([_count_records(path, self._record_bytes, end) for path, end in shards], dtype=int)
         self._open = functools.lru_cache(_OPEN_FILES)(functools.partial(open, mode="rb", buffering=0))
         slices = sum(manifest["splits"][split]["slices"] for split in splits)
         if not len(self) == len(self.rows) == slices:
             raise UserError(f"{data_dir}: split {', '.join(splits)} has {len(self)} records, {len(self.rows)} rows and, by "
                             f"manifest.json, {slices} slices; copy or prepare the data again")
+        for split in splits:
+            _check_sum(data_dir / f"rows-{split}.npy", manifest["files"])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -127,23 +132,43 @@ def _parts(data_dir: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dic
         yield folder, known
 
 
-def _count_records(path: Path, record_bytes: int) -> int:
+def _count_records(path: Path, record_bytes: int, end: str | None) -> int:
+    """`end`: the checksum of the last record, where the manifest knows it."""
     try:
-        count, rest = divmod(path.stat().st_size, record_bytes)
+        with path.open("rb") as file:
+            count, rest = divmod(file.seek(0, os.SEEK_END), record_bytes)
+            file.seek(-min(RECORD_FOOTER, file.tell()), os.SEEK_END)
+            found = file.read().hex()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; copy or prepare the data again") from None
     if rest:
         raise UserError(f"{path}: cut short; copy or prepare the data again")
+    if end not in (None, found):
+        raise UserError(f"{path}: its last record is not the one that was prepared, so that it is damaged or another data "
+                        "set's; copy or prepare the data again")
     return count
 
 
 def _map_rows(path: Path) -> np.ndarray:
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; copy or prepare the data again") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged ({error}); copy or prepare the data again") from None
+    rows = map_array(path, "copy or prepare the data again").view(np.ndarray)
     if not {*ROW_COLUMNS} <= {*(rows.dtype.names or ())} or rows.ndim != 1:
         raise UserError(f"{path}: lacks the columns {', '.join(ROW_COLUMNS)}; copy or prepare the data again")
     return rows
+
+
+def _check_sum(path: Path, checksums: dict[str, str], name: str = "") -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != checksums.get(name or path.name):
+        raise UserError(f"{path}: checksum is not the one in manifest.json, so that it is damaged, edited or another data "
+                        "set's; copy or prepare the data again")
+
+
+def verify(data_dir: str | Path) -> None:
+    """Reads all files of a data set. Raises UserError if the checksum of one is not that of manifest.json."""
+    data_dir, manifest = Path(data_dir), read_manifest(data_dir)
+    for split in manifest["splits"]:
+        SliceDataset(data_dir, split)
+    for folder, part in _parts(data_dir, manifest):
+        for name in part["files"]:
+            _check_sum(folder / name, part["files"], name)

@@ -21,10 +21,11 @@ from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import Search, rankers
 from decomp_jax.evaluation.slices import SliceSet, decompose
 from decomp_jax.evaluation.tables import Table
-from decomp_jax.files import replacing
+from decomp_jax.files import replacing, sealed
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
 from decomp_jax.retrieval.statistics import CONFIDENCE, LEAST_PATIENTS, SAMPLES, Bootstrap, Interval
+from decomp_jax.training.metrics import lines_up_to
 
 OTHERS = "others"
 
@@ -78,7 +79,7 @@ def _write(
             drawn[name].savefig(file)
     plain = _plain(metrics)
     with replacing(out / "metrics.json") as file:
-        file.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+        file.write_text(json.dumps(sealed(plain), indent=1, allow_nan=False) + "\n")
     with replacing(out / "metrics.csv") as file, file.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("name", "mean", "low", "high"))
@@ -138,7 +139,8 @@ def _decomposition_figure(decomposer: Decomposer, query: SliceSet) -> Figure:
 
 
 def _training_log(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Lines of metrics.jsonl; what is no such line is left out, as when a run goes on."""
+    return lines_up_to(path, math.inf)
 
 
 def _counts(slices: SliceSet) -> dict[str, int]:

@@ -16,7 +16,7 @@ from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import fitting
 from decomp_jax.inference.drawing import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
-from decomp_jax.preparation.picture import prepare_picture
+from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.preparation.scan import open_scan, prepare_scan
 from decomp_jax.retrieval import CodeBank, Queries, codes, latents
 from decomp_jax.retrieval.queries import PATHS
@@ -163,6 +163,10 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
     sources = [(question.image, question.slice_index, question.mask),
                (question.lesion_from, question.lesion_slice, question.lesion_mask)]
     sources = [source for source in sources if source[0] is not None]
+    for flag, (path, index, _) in zip(("--slice", "--lesion_slice"), sources):
+        if (index is None) != (decomposer.settings.foreground == FOREGROUND):
+            raise UserError(f"{flag}: the network was trained on pictures; leave the slice of {path} out" if index is not None
+                            else f"{flag}: the network was trained on scans; name the slice of {path}, from the feet up")
     sketch, region = _read_drawings(question, decomposer)
     images, lesions, points = None, None, {}
     if sources:

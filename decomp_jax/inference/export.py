@@ -1,12 +1,11 @@
 """`evaluate.py export`: a trained network as a few MB of NumPy arrays with a model card; it reads like its run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from decomp_jax.data.records import read_manifest
 from decomp_jax.errors import UserError
-from decomp_jax.files import making
+from decomp_jax.files import making, read_sealed
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.render import render
 from decomp_jax.provenance import source_commit
@@ -29,7 +28,8 @@ def export_run(workdir: str | Path, data: str | Path, report: str | Path, out: s
     """
     with making(out) as folder:
         state, meta = restore_for_inference(workdir)
-        manifest, metrics = read_manifest(data), _read_metrics(Path(report) / "metrics.json")
+        cure = f"write the report again with `python evaluate.py report --out={report} ...`"
+        manifest, metrics = read_manifest(data), read_sealed(Path(report) / "metrics.json", cure)
         if manifest["digest"] != meta["data_digest"]:
             raise UserError(f"{data}: not the data that {workdir} was trained on")
         if metrics["provenance"]["model_digest"] != Decomposer.restore(workdir).model_digest:
@@ -44,12 +44,6 @@ def export_run(workdir: str | Path, data: str | Path, report: str | Path, out: s
             meta["started_from"] = {name: before.get(name) for name in names}
         write_exported(folder, state, meta)
         (folder / CARD).write_text(model_card(Path(out).name, meta, metrics))
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; write the report with `python evaluate.py report --out={path.parent} ...`")
-    return json.loads(path.read_text())
 
 
 def model_card(name: str, meta: dict[str, Any], metrics: dict[str, Any] | None) -> str:

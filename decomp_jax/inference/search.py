@@ -120,12 +120,13 @@ def write_patient_hits(out: str | os.PathLike, found: Sequence[tuple[str, Patien
 def _read_pairs(path: str | os.PathLike, size: int) -> np.ndarray:
     """Rows [Q,2] of the query bank named in a CSV with columns normal_row, abnormal_row."""
     try:
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            if not set(PAIR_COLUMNS) <= set(reader.fieldnames or ()):
-                raise UserError(f"{path}: needs columns {', '.join(PAIR_COLUMNS)}")
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            if not set(PAIR_COLUMNS) <= set(head := reader.fieldnames or ()):
+                raise UserError(f"{path}: needs columns {', '.join(PAIR_COLUMNS)} in its first line, not "
+                                f"{','.join(head)[:100]!r}; name them there, with a comma between them")
             pairs = np.array([[int(line[column]) for column in PAIR_COLUMNS] for line in reader], int).reshape(-1, 2)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, csv.Error) as error:
         raise UserError(f"{path}: can't be read ({error}); needs whole numbers in {', '.join(PAIR_COLUMNS)}") from None
     if pairs.size and not 0 <= pairs.min() <= pairs.max() < size:
         raise UserError(f"{path}: names rows {pairs.min()}..{pairs.max()}, but the query bank has rows 0..{size - 1}")

@@ -10,6 +10,7 @@ from decomp_jax.errors import UserError
 # Resampling leaves values about 0 around a skull-stripped brain; below this share of the 99th percentile they are 0.
 RESIDUE = 1e-4
 MAX_FOREGROUND = 0.9  # a volume with more voxels other than 0 has no background
+MAX_EDGE = 0.3  # of the voxels at its left, right, front and back, which a brain touches at most in places
 
 
 def normalise(
@@ -32,7 +33,8 @@ def normalise(
     if not magnitude.any():
         raise UserError(f"{path}: every voxel is 0; export the scan again")
     foreground = magnitude > RESIDUE * np.percentile(magnitude[magnitude > 0], 99)
-    if foreground.mean() > MAX_FOREGROUND:
+    edge = np.concatenate([foreground[[0, -1]].ravel(), foreground[:, [0, -1]].ravel()])
+    if foreground.mean() > MAX_FOREGROUND or edge.mean() > MAX_EDGE:
         raise UserError(f"{path}: has no background of 0; strip the skull first, or name its brain mask with --mask")
     return scale_intensity(path, data, foreground, settings), foreground
 

@@ -13,6 +13,8 @@ from decomp_jax.preparation import dicom
 
 SPACING_MM = (0.2, 10.0)  # voxel widths outside this range are another unit, not millimetres
 MAX_TILT_DEGREES = 10.0
+FORMS_DIFFER = 0.2  # log of the ratio of voxel widths by sform and qform
+GZIP = b"\x1f\x8b"
 
 
 class Source(NamedTuple):
@@ -45,7 +47,8 @@ def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] 
         if channel >= channels:
             raise UserError(f"{path}: has shape {image.shape} and so no channel {channel}; add it or name others")
         image = image.slicer[..., channel] if image.ndim == 4 else image
-    if image.ndim not in (2, 3):
+    shape = image.shape[:3]
+    if image.ndim < 2 or min(shape) < 1 or any(n != 1 for n in image.shape[3:]):  # a fourth axis of one volume is none
         raise UserError(f"{path}: has shape {image.shape}, not three dimensions; give one 3-D volume a file")
     if image.get_data_dtype().kind not in "iuf":
         raise UserError(f"{path}: has voxels of type {image.get_data_dtype()}; export it with one number a voxel")
@@ -53,32 +56,34 @@ def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] 
     if not np.isfinite(data).all():
         raise UserError(f"{path}: has voxels that are NaN or infinite; replace them or export the file again")
     _check_affine(path, image)
-    return nib.as_closest_canonical(type(image)(np.atleast_3d(data), image.affine))
+    return nib.as_closest_canonical(type(image)(np.atleast_3d(data.reshape(shape)), image.affine))
 
 
 def _parse(path: Path) -> nib.Nifti1Image:
     cure = "copy or download it again"
     try:
         data = path.read_bytes()
-        if path.suffix == ".gz":
+        if data.startswith(GZIP) or path.suffix.lower() == ".gz" and not _is_nifti(data):
             data = gzip.decompress(data)  # whole, since the checksum stands at its end
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: is a damaged or no gzip file ({error}); {cure}") from error
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
-    for image_class in (nib.Nifti1Image, nib.Nifti2Image):
-        if image_class.header_class.may_contain_header(data):
-            break
-    else:
+    if not (image_class := _is_nifti(data)):
         raise UserError(f"{path}: is no NIfTI file ({len(data)} bytes); {cure}")
     try:
         image = image_class.from_bytes(data)
         needed = image.dataobj.offset + int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: has a damaged header ({error}); {cure}") from error
     if not 0 < needed <= len(data):
         raise UserError(f"{path}: is truncated ({len(data)} of {needed} bytes); {cure}")
     return image
+
+
+def _is_nifti(data: bytes) -> type[nib.Nifti1Image] | None:
+    classes = (nib.Nifti1Image, nib.Nifti2Image)
+    return next((kind for kind in classes if kind.header_class.may_contain_header(data)), None)
 
 
 def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
@@ -90,9 +95,25 @@ def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
     spacing = nib.affines.voxel_sizes(affine)
     if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
         raise UserError(f"{path}: voxels of {spacing.round(4).tolist()} can't be mm; mend its affine")
+    _check_forms(path, image, spacing)
     cosines = np.abs(affine[:3, :3] / spacing).max(axis=0)
     if cosines.min() < np.cos(np.radians(MAX_TILT_DEGREES)):
         raise UserError(f"{path}: lies more than {MAX_TILT_DEGREES:g} degrees off the body's axes; register it first")
+
+
+def _check_forms(path: Path, image: nib.Nifti1Image, spacing: np.ndarray) -> None:
+    """An sform may map to a template and the qform to the scanner, but left stays left and a millimetre one."""
+    if not (image.header["qform_code"] and image.header["sform_code"]):
+        return
+    try:
+        qform = image.get_qform()
+        axes = ["".join(map(str, nib.aff2axcodes(affine))) for affine in (image.affine, qform)]
+        scale = nib.affines.voxel_sizes(qform) / spacing
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise UserError(f"{path}: has a damaged qform ({error}); mend its header") from error
+    if axes[0] != axes[1] or not np.all(np.abs(np.log(scale)) < FORMS_DIFFER):
+        raise UserError(f"{path}: its sform ({axes[0]}) and qform ({axes[1]}) contradict each other; set both to the one "
+                        "that is true")
 
 
 def check_same_grid(path: Path, volume: nib.Nifti1Image, like_path: Path, like: nib.Nifti1Image) -> None:

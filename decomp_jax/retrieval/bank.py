@@ -3,7 +3,8 @@
     normal_indices.npy, abnormal_indices.npy      uint16 [N,h,w], one code a row
     normal_codebook.npy, abnormal_codebook.npy    float32 [K,D]
     rows.npy                                      structured [N]: patient_id (text), slice_index (integer), ...
-    bank.json                                     format_version, model_digest, data_digest, preprocessing, checksums
+    bank.json                                     format_version, model_digest, data_digest, preprocessing, checksums,
+                                                  heads, and a digest of itself
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Float, Float64, Int, UInt16
 from numpy.lib import format as npy
 
 from decomp_jax.errors import UserError
-from decomp_jax.files import making
+from decomp_jax.files import making, map_array, read_json, read_sealed, sealed
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
 from decomp_jax.retrieval.queries import PATHS, Queries, codes, contributions
@@ -38,6 +39,8 @@ FILES = (*INDEX_FILES, *CODEBOOK_FILES, "rows.npy")
 WITHIN_MM = {"normal": 5.0, "abnormal": 10.0}
 # Rows that `load` reads to check them; the rest are checked when a search first reads them.
 CHECKED_ON_LOAD = 1 << 16
+# Blocks of each file of indices whose checksum, its head, `load` compares: all that banks of up to 8 MiB have.
+HEAD_BLOCKS, BLOCK = 128, 1 << 16
 COPIED_AT_ONCE = 1 << 16
 
 
@@ -111,25 +114,27 @@ class CodeBank:
 
     @classmethod
     def load(cls, directory: str | os.PathLike, *, verify: bool = False) -> "CodeBank":
-        """Maps the bank's files, in milliseconds whatever its size.
+        """Maps the bank's files. Compares the checksums of bank.json, rows, codebooks and the heads of the indices.
 
         Args:
-            verify: reads everything once, to compare checksums and check that all indices are below K.
+            verify: reads everything once, to compare all checksums and check that all indices are below K.
 
         Raises:
             UserError: naming the file that is missing, truncated, or doesn't fit the others.
         """
         directory = Path(directory)
         header = _read_header(directory)
-        checksums = header.pop("checksums")
-        for file in FILES if verify else CODEBOOK_FILES:
-            _check_sum(directory / file, checksums.get(file))
-        arrays = {Path(file).stem: _map(directory / file) for file in FILES}
+        checksums, heads = header.pop("checksums"), header.pop("heads")
+        arrays = {Path(file).stem: map_array(directory / file, "copy the bank whole or encode again") for file in FILES}
         bank = cls(**arrays, meta=header, name=str(directory))
         _check_shapes(bank, ".npy")
         for path in PATHS:
             _check_range(bank, path, arrays[f"{path}_indices"][:None if verify else CHECKED_ON_LOAD])
             leave_pages(arrays[f"{path}_indices"])
+        for file in FILES if verify else (*CODEBOOK_FILES, "rows.npy"):
+            _check_sum(directory / file, _sha256(directory / file), checksums[file])
+        for file in INDEX_FILES:
+            _check_sum(directory / file, _head(directory / file), heads[file])
         return bank
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -340,8 +345,9 @@ class BankWriter:
                                (self._model.normal_codebook, self._model.abnormal_codebook, self._rows)):
             np.save(self._partial / file, array, allow_pickle=False)
             sums[file] = _sha256(self._partial / file)
-        header = {**self._model.meta, "format_version": FORMAT_VERSION, "checksums": sums}
-        (self._partial / "bank.json").write_text(json.dumps(header, indent=2) + "\n")
+        heads = {file: _head(self._partial / file) for file in INDEX_FILES}
+        header = {**self._model.meta, "format_version": FORMAT_VERSION, "checksums": sums, "heads": heads}
+        (self._partial / "bank.json").write_text(json.dumps(sealed(header), indent=2) + "\n")
 
 
 class _HashedFile:
@@ -424,27 +430,12 @@ def _check_shapes(bank: CodeBank, suffix: str) -> None:
 
 
 def _read_header(directory: Path) -> dict[str, Any]:
-    path = directory / "bank.json"
-    try:
-        header = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a directory written by `evaluate.py encode`") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read ({error}); encode again") from None
-    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+    path, cure = directory / "bank.json", "copy the bank whole or encode again"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give a directory written by `evaluate.py encode`")
+    if read_json(path, cure).get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; encode again with this version")
-    if not isinstance(header.get("checksums"), dict):
-        raise UserError(f"{path}: has no checksums; encode again")
-    return header
-
-
-def _map(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; copy the bank whole or encode again") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: truncated or no .npy file ({error}); copy the bank whole or encode again") from None
+    return read_sealed(path, cure)
 
 
 def _sha256(path: Path) -> str:
@@ -452,8 +443,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_sum(path: Path, expected: str | None) -> None:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; copy the bank whole or encode again")
-    if _sha256(path) != expected:
-        raise UserError(f"{path}: checksum is not the one in bank.json; copy the bank whole or encode again")
+def _head(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        for _ in range(HEAD_BLOCKS):
+            total.update(file.read(BLOCK))
+    return total.hexdigest()
+
+
+def _check_sum(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise UserError(f"{path}: checksum is not the one in bank.json, so that it is damaged or another bank's; "
+                        "copy the bank whole or encode again")

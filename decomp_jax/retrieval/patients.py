@@ -10,7 +10,8 @@ distance between the two is
 in which `alone` is the distance of a slice that has no match; where nothing is within reach it stands in place of the
 minimum. By lesion it is the distance to a slice that holds nothing: without such a denominator, which is how much lesion
 the two have, small lesions would be near to all others. By anatomy it is the mean distance to a code drawn by chance.
-The distance is 0 between equals, and 1 or more where nothing is alike. By both, the distances of the two paths are added.
+The distance is 0 between equals, and 1 or more where nothing is alike. It is multiplied by the path's largest weight of
+a cell; by both, the distances of the two paths are added.
 
 Exact by bounds: one scan gives lower bounds of all D, their minima a lower bound of each patient's distance. Distances
 are computed in the order of the bounds, until the k-th is below the next bound.
@@ -84,6 +85,7 @@ class _Slices(NamedTuple):
         reach: how far a slice may be from the one that it is matched with, mm.
         alone: float64 [i], distance of each slice without a match.
         alone_codes: float64 [p,k], what a code adds to that of a reference slice.
+        weight: the largest of a cell.
         farthest: the largest distance that a slice can have to any code.
     """
 
@@ -92,6 +94,7 @@ class _Slices(NamedTuple):
     reach: np.float32
     alone: np.ndarray
     alone_codes: np.ndarray
+    weight: float
     farthest: float
 
 
@@ -143,15 +146,16 @@ def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np
     examples = padded_examples(queries, -(-count // GROUP) * GROUP, path)  # few widths: each is compiled for
     with jax.enable_x64(True):
         tables = np.asarray(_tables(examples, codebook))[:count]
+    weights = sum(weights[:count] for _, weights in examples)
     if is_sparse(path, codebook):
-        alone, weights = tables[:, :, 0].sum(1), sum(weights[:count] for _, weights in examples).mean(0)
-        alone_codes = weights[:, None] * (codebook**2).sum(1)
+        alone, alone_codes = tables[:, :, 0].sum(1), weights.mean(0)[:, None] * (codebook**2).sum(1)
     else:
         alone = tables.mean(2).sum(1)
         alone_codes = np.full(tables.shape[1:], alone.mean() / tables.shape[1])
     farthest = tables.max(2).sum(1).max()
     tables = np.ascontiguousarray(tables.transpose(1, 2, 0))
-    return _Slices(tables, np.asarray(heights, np.float32), np.float32(reach), alone, alone_codes, float(farthest))
+    heights = np.asarray(heights, np.float32)
+    return _Slices(tables, heights, np.float32(reach), alone, alone_codes, float(weights.max()), float(farthest))
 
 
 @jax.jit
@@ -171,7 +175,7 @@ def _look(index: PatientIndex, slices: _Slices, patient: int) -> tuple[float, np
     there, back = (np.where(np.isinf(least), other, least).sum()
                    for least, other in ((distance.min(0), slices.alone), (distance.min(1), alone)))
     matches = np.where(within.any(0), rows[distance.argmin(0)], -1)
-    return _ratio(there + back, slices.alone.sum() + alone.sum()), matches
+    return slices.weight * _ratio(there + back, slices.alone.sum() + alone.sum()), matches
 
 
 def _alone(slices: _Slices, codes: UInt16[np.ndarray, "j p"]) -> Float64[np.ndarray, "j"]:
@@ -202,7 +206,8 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     alone = np.concatenate([_alone(slices, index.codes[:end][some]) for some in chunks(end)]) * valid
     back, alone, sizes = (np.add.reduceat(values, index.starts[:-1], dtype=float)
                           for values in (np.where(np.isinf(back), alone, back), alone, valid))
-    return _ratio(there + back - ROUNDING * slices.farthest * (count + sizes), slices.alone.sum() + alone)
+    matched = there + back - ROUNDING * slices.farthest * (count + sizes)
+    return slices.weight * _ratio(matched, slices.alone.sum() + alone)
 
 
 @functools.cache

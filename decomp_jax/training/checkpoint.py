@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from decomp_jax.errors import UserError
-from decomp_jax.files import FULL, no_space
+from decomp_jax.files import FULL, no_space, read_sealed, sealed
 from decomp_jax.mesh import place_like
 from decomp_jax.processes import agreed, gather, require_equal
 from decomp_jax.training.state import State
@@ -29,6 +29,7 @@ from decomp_jax.training.state import State
 KEPT = 2
 META_FILE = "metadata"  # orbax's name for the file of a JSON item
 PARAMETERS, META = "parameters.npz", "meta.json"  # an exported run
+EXPORTED = ("params", "batch_stats", "codebook_stats")
 
 
 def digest(tree: Any) -> str:
@@ -94,8 +95,7 @@ class _MetaHandler(ocp.JsonCheckpointHandler):
     async def _write(self, directory: Any, args: "_MetaSave") -> None:
         if args.state is not None:
             digests = {name: digest(getattr(args.state, name)) for name in State.__dataclass_fields__}
-            meta = {**args.meta, "digests": digests}
-            (directory / META_FILE).write_text(json.dumps({**meta, "digest": _meta_digest(meta)}))
+            (directory / META_FILE).write_text(json.dumps(sealed({**args.meta, "digests": digests})))
 
 
 @ocp.args.register_with_handler(_MetaHandler, for_save=True, for_restore=True)
@@ -172,6 +172,11 @@ def _newest(folder: Path, read: Callable[[Path], Any], *, set_aside: bool = Fals
     return None
 
 
+def has_checkpoints(workdir: str | Path) -> bool:
+    """As process 0 sees it."""
+    return json.loads(gather(json.dumps(bool(_steps(_folder(workdir)))))[0])
+
+
 def _steps(folder: Path) -> list[str]:
     """Names of the checkpoints, newest first; those being written and those set aside have other names."""
     if not folder.is_dir():
@@ -210,10 +215,12 @@ def _read(read: Callable[[Path], Any], checkpoint: Path) -> Any:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    meta = json.loads((folder / "meta" / META_FILE).read_text())
-    if meta.pop("digest", None) != _meta_digest(meta):
-        raise Damage("the bytes of meta do not match their digest")
-    return meta
+    path = folder / "meta" / META_FILE
+    path.read_bytes()  # a disk that fails is no damage
+    try:
+        return read_sealed(path, "")
+    except UserError as error:
+        raise Damage(str(error)) from error
 
 
 def _read_state(folder: Path, meta: dict[str, Any], like: State) -> State:
@@ -241,10 +248,6 @@ def _check_digests(state: dict[str, Any], digests: dict[str, str]) -> None:
     for name, expected in digests.items():
         if digest(state[name]) != expected:
             raise Damage(f"the bytes of {name} do not match their digest")
-
-
-def _meta_digest(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _folder(workdir: str | Path) -> Path:
@@ -281,19 +284,20 @@ logging.getLogger("absl").addFilter(_not_a_traceback_of_orbax)
 
 def write_exported(folder: str | Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
     """A run that `restore_for_inference` reads, without its optimiser: NumPy arrays and JSON, a few MB."""
-    kept = {name: state[name] for name in ("params", "batch_stats", "codebook_stats")}
+    kept = {name: state[name] for name in EXPORTED}
     np.savez_compressed(Path(folder) / PARAMETERS, **flatten_dict(kept, sep="/"))
-    (Path(folder) / META).write_text(json.dumps(meta, indent=1) + "\n")
+    (Path(folder) / META).write_text(json.dumps(sealed(meta), indent=1) + "\n")
 
 
 def _read_exported(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    meta = read_sealed(folder / META, "export or copy it again")
     try:
-        with np.load(folder / PARAMETERS) as arrays:
+        with np.load(folder / PARAMETERS, allow_pickle=False) as arrays:
             state = unflatten_dict(dict(arrays), sep="/")
-        meta = json.loads((folder / META).read_text())
-        whole = all(digest(state[name]) == meta["digests"][name] for name in ("params", "batch_stats"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{folder}: damaged ({error}); export or copy it again") from error
+        whole = all(digest(state.get(name, {})) == meta["digests"][name] for name in EXPORTED)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, NotImplementedError, MemoryError,
+            zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{folder / PARAMETERS}: damaged ({error}); export or copy it again") from error
     if not whole:
         raise UserError(f"{folder}: {PARAMETERS} and {META} do not belong together; export or copy it again")
     return state, meta

@@ -19,15 +19,17 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from decomp_jax.config import Config
-from decomp_jax.data.pipeline import train_batches
+from decomp_jax.data.pipeline import check_slices, train_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.files import in_use, replacing
+from decomp_jax.files import in_use, read_json, replacing
 from decomp_jax.mesh import check_batch_size, data_mesh, describe_devices, place_like
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.processes import agreed, gather, require_equal
 from decomp_jax.provenance import source_commit
-from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference, restore_state
+from decomp_jax.training.checkpoint import (
+    EXPORTED, Checkpoints, digest, has_checkpoints, restore_for_inference, restore_state
+)
 from decomp_jax.training.metrics import MetricWriter, StepLog
 from decomp_jax.training.population import with_population_statistics
 from decomp_jax.training.state import State, create_state, make_optimizer
@@ -62,6 +64,7 @@ class Run:
         dataset = SliceDataset(config.data.dir, "train")
         config = config.with_steps(int(dataset.rows["labelled"].sum()))
         check_batch_size(config.train.batch_size)
+        check_slices(dataset, config.train.batch_size)
         meta = {
             "config": config.to_dict(),
             "settings": dataset.settings.to_json(),
@@ -115,7 +118,9 @@ def _check_folder(run: Run) -> bool:
     run.workdir.mkdir(parents=True, exist_ok=True)
     if not run.done.exists():
         return False
-    _refuse_other_run(run.meta, json.loads((run.workdir / "config.json").read_text()))
+    cure = "copy it from a backup, or take another --workdir"
+    read_json(run.done, cure)
+    _refuse_other_run(run.meta, read_json(run.workdir / "config.json", cure), str(run.workdir / "config.json"))
     return True
 
 
@@ -169,17 +174,23 @@ def make_model(config: Config, dataset: SliceDataset) -> DecompositionNet:
 
 def start_state(run: Run) -> State:
     """The newest whole state of this run; for a new run a fresh one, or one with the parameters of `init_from`."""
-    state = create_state(run.config, run.model, run.tx, run.mesh)
+    make = functools.partial(create_state, run.config, run.model, run.tx, run.mesh)
+    trained, start = None, run.config.train.init_from
+    if start and not has_checkpoints(run.workdir):
+        trained = _parameters_of(start, jax.eval_shape(make))  # before anything is compiled
+    state = make()
     restored = restore_state(run.workdir, state, functools.partial(_refuse_other_run, run.meta))
     if restored is not None:
         return restored
-    if run.config.train.init_from:
-        return _with_parameters_of(run.config.train.init_from, state)
-    return state
+    if trained is None:
+        return state
+    return state.replace(**{name: place_like(getattr(state, name), tree) for name, tree in trained.items()})
 
 
-def _refuse_other_run(meta: dict[str, Any], started: dict[str, Any]) -> None:
-    """Raises UserError if the meta of a run, `started`, is not that of this command."""
+def _refuse_other_run(meta: dict[str, Any], started: dict[str, Any], where: str = "the checkpoint") -> None:
+    """Raises UserError if the meta of a run, `started` (read from `where`), is not that of this command."""
+    if not {"data_digest", "config"} <= started.keys():
+        raise UserError(f"{where}: lacks data_digest or config; copy it from a backup, or take another --workdir")
     if meta["data_digest"] != started["data_digest"]:
         raise UserError(
             f"--config.data.dir={meta['config']['data']['dir']}: not the data this run was trained on; "
@@ -198,19 +209,19 @@ def _settings(meta: dict[str, Any]) -> dict[str, Any]:
     return {f"--config.{name}": value for name, value in flatten_dict(sections, sep=".").items()}
 
 
-def _with_parameters_of(workdir: str, state: State) -> State:
-    """`state` with the parameters, statistics and codebooks of another run; its optimiser starts afresh."""
+def _parameters_of(workdir: str, state: State) -> dict[str, Any]:
+    """Parameters, statistics and codebooks of another run, for a state of such shapes; its optimiser starts afresh."""
     trained, _ = restore_for_inference(workdir)
-    placed = {}
-    for name in ("params", "batch_stats", "codebook_stats"):
-        fresh, leaves = getattr(state, name), jax.tree.leaves(trained[name])
+    found = {}
+    for name in EXPORTED:
+        fresh, leaves = getattr(state, name), jax.tree.leaves(trained.get(name, {}))
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(fresh)]:
             raise UserError(
                 f"--config.train.init_from={workdir}: its network has another shape; use the same config.model and "
                 "data of as many classes and channels"
             )
-        placed[name] = place_like(fresh, jax.tree.unflatten(jax.tree.structure(fresh), leaves))
-    return state.replace(**placed)
+        found[name] = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    return found
 
 
 def _train(run: Run, state: State, stop: "StopSignal") -> State | None:

@@ -87,7 +87,7 @@ class MetricWriter:
         self._newest: dict[str, float] = {}
         self._board = _open_tensorboard(workdir) if tensorboard and self._writes else None
         if self._writes:
-            self._keep(_lines_up_to(self._path, start_step))
+            self._keep(lines_up_to(self._path, start_step))
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +103,7 @@ class MetricWriter:
         """Appends a line; values of the newest line's step are added to that line."""
         if self._writes and self._newest.get("step") == step:
             self._file.close()
-            self._keep([*_lines_up_to(self._path, step - 1), self._newest | values])
+            self._keep([*lines_up_to(self._path, step - 1), self._newest | values])
         elif self._writes:
             self._newest = {"step": step, **values}
             with disk_space(self._path):
@@ -126,16 +126,16 @@ class MetricWriter:
         self._file = self._path.open("a")
 
 
-def _lines_up_to(path: Path, step: int) -> list[dict[str, float]]:
+def lines_up_to(path: Path, step: float) -> list[dict[str, float]]:
     """Whole lines of steps up to `step`; a line that was cut short by a kill is dropped."""
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            if (line := json.loads(text))["step"] <= step:
+            if (line := json.loads(text))["step"] <= step and all(type(value) in (int, float) for value in line.values()):
                 lines.append(line)
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             continue
     return lines
 

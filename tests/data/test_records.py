@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decomp_jax.data import records
-from decomp_jax.data.records import SliceDataset, read_manifest
+from decomp_jax.data.records import SliceDataset, read_manifest, verify
 from decomp_jax.data.schema import Settings, content_digest
 from decomp_jax.errors import UserError
 from tests.conftest import ROOT, run_python
@@ -130,6 +130,29 @@ def test_shards_are_one_sequence(copy):
     dataset = SliceDataset(copy, "query")
     np.testing.assert_array_equal(dataset.stack(("image",))["image"], whole)
     np.testing.assert_array_equal(dataset.stack(("image",), [3, 2, 0])["image"], whole[[3, 2, 0]])
+
+
+def test_sorted_rows_and_shards_of_other_data_are_refused(copy, phantom):
+    rows = np.load(copy / "rows-query.npy")
+    np.save(copy / "rows-query.npy", np.sort(rows, order="slice_index"))
+    with pytest.raises(UserError, match="rows-query.npy: checksum is not the one in manifest.json.*; copy or prepare"):
+        SliceDataset(copy, "query")
+    np.save(copy / "rows-query.npy", rows)
+    record = read_manifest(copy)["record"]["bytes"]
+    other = next(phantom.glob("slices/*train.tfrecord*")).read_bytes()
+    shard(copy).write_bytes(other[: len(rows) * record])
+    with pytest.raises(UserError, match="slices-query.*: its last record is not the one that was prepared"):
+        SliceDataset(copy, "query")
+
+
+def test_verify_reads_all(copy):
+    verify(copy)
+    size = read_manifest(copy)["record"]["bytes"]
+    data = shard(copy).read_bytes()
+    shard(copy).write_bytes(data[size : 2 * size] + data[:size] + data[2 * size :])  # each record is whole
+    SliceDataset(copy, "query")
+    with pytest.raises(UserError, match="slices-query.*: checksum is not the one in manifest.json"):
+        verify(copy)
 
 
 def test_missing_record_is_detected(copy):

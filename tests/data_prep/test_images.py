@@ -8,11 +8,11 @@ from tests.data_prep.conftest import manifest, prepare, records, table
 from PIL import Image
 from skimage.measure import block_reduce
 
-from data_prep.images import mask_values
+from data_prep.images import describe, find_classes, mask_values, read_pictures
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
-from decomp_jax.preparation.picture import FOREGROUND, load_mask, load_picture, prepare_picture
+from decomp_jax.preparation.picture import FOREGROUND, load_mask, load_picture, prepare_mask, prepare_picture
 
 SETTINGS = Settings("images", 64, modalities=("image",), foreground=FOREGROUND)
 
@@ -172,7 +172,7 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("name, values, reason", [
     ("m3.png", mask()[:32], r"m3.png: has shape \(32, 64\)"),
-    ("m3.png", mask(1), ".png: has the value 255, other masks 1"),
+    ("m3.png", mask(2), ".png: has the value 255, other masks 2"),
     ("3.png", picture(2), "3.png: has the same images as 2.png"),
 ])
 def test_pictures_that_do_not_fit_are_refused(tmp_path, name, values, reason):
@@ -197,7 +197,7 @@ def test_broken_pictures_are_refused(tmp_path):
     ("a.npy", np.zeros((4, 5, 6)), "not rows and columns"),
     ("a.npy", np.full((4, 5), np.nan), "NaN"),
     ("a.npy", np.array([None]), "can't be read"),
-    ("a.tif", np.zeros((4, 5)), "no PNG, JPEG, NIfTI, DICOM"),
+    ("a.tif", np.zeros((4, 5)), "no PNG, JPEG, NIfTI, DICOM .* or .npy"),
     ("a.nii", np.zeros((4, 5, 6)), "is a volume"),
 ])
 def test_files_that_are_no_pictures_are_refused(tmp_path, name, values, reason):
@@ -225,3 +225,115 @@ def test_masks_are_few_whole_numbers(tmp_path):
 def test_pictures_do_not_suit_a_model_of_scans(tmp_path):
     with pytest.raises(UserError, match="trained on scans"):
         prepare_picture(save(tmp_path / "a.png", picture()), Settings("brats", 64))
+
+
+def palette(indices: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(indices, "P")
+    image.putpalette([part for colour in colours for part in colour])
+    return image
+
+
+BLACK, WHITE, RED = (0, 0, 0), (255, 255, 255), (255, 0, 0)
+GREY_AND_ALPHA = np.stack([mask(), np.full((64, 64), 255, np.uint8)], -1)
+IN_ALPHA = np.stack([np.full((64, 64), 255, np.uint8), mask()], -1)
+
+
+@pytest.mark.parametrize("image, values", [
+    (palette(mask(0) + (mask() == 0), WHITE, BLACK), {255}),  # white first
+    (palette(mask(1), BLACK, WHITE), {1}),
+    (palette(mask(2), BLACK, WHITE, RED), {2}),
+    (palette(np.ones((64, 64), np.uint8), WHITE, BLACK), set()),
+    (Image.fromarray(GREY_AND_ALPHA), {255}),
+    (Image.fromarray(np.stack([mask(), mask(), mask(), mask()], -1)), {255}),  # transparent where it is black
+    (Image.fromarray(mask() > 0), {1}),
+    (Image.fromarray(mask(44).astype(np.uint16) * 7), {308}),
+])
+def test_what_masks_say_in_colours_and_alpha(tmp_path, image, values):
+    image.save(tmp_path / "mask.png")
+    read = load_mask(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read > 0, (mask() > 0) & bool(values))
+    assert set(np.unique(read)) - {0} == values
+
+
+@pytest.mark.parametrize("image, name, reason", [
+    (Image.fromarray(IN_ALPHA), "mask.png", "alpha channel says other"),
+    (palette(mask(1), RED, BLACK), "mask.png", "first colour of its palette"),
+    (palette(mask(1), BLACK, BLACK), "mask.png", "first colour of its palette"),
+    (Image.fromarray(mask(1)), "mask.jpg", "JPEG mask other than black and white"),
+    (Image.fromarray(mask(255) // 2), "mask.jpg", "JPEG mask other than black and white"),
+    (Image.fromarray(np.maximum(mask(), np.roll(mask(), 20, 1) // 2)), "mask.jpg", "JPEG mask other than black"),
+])
+def test_masks_that_can_be_read_in_two_ways_are_refused(tmp_path, image, name, reason):
+    image.save(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: .*{reason}.*; "):
+        load_mask(tmp_path / name)
+
+
+def test_bytes_say_what_a_file_is(tmp_path):
+    """Class numbers of a PNG stay, under the name of a JPEG; a JPEG named .png is cleaned."""
+    Image.fromarray(mask(2)).save(tmp_path / "mask.jpg", format="PNG")
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.jpg"), mask(2))
+    Image.fromarray(mask()).save(tmp_path / "mask.png", format="JPEG", quality=30)
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png"), mask())
+    np.savez(tmp_path / "a.npz", picture())
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(UserError, match="a.npy: can't be read as a NumPy array"):
+        load_picture(tmp_path / "a.npy")
+
+
+def test_a_transparent_surround_is_background(tmp_path):
+    opaque = np.full((64, 64), 255, np.uint8)
+    opaque[:8] = 0
+    for surround in (0, 255):
+        grey = np.where(opaque, picture(), surround).astype(np.uint8)
+        for name, layers in (("la.png", [grey]), ("rgba.png", [grey] * 3)):
+            np.testing.assert_array_equal(load_picture(save(tmp_path / name, np.stack([*layers, opaque], -1))), picture())
+    everywhere = save(tmp_path / "none.png", np.stack([picture(), np.zeros((64, 64), np.uint8)], -1))
+    np.testing.assert_array_equal(load_picture(everywhere), picture())
+
+
+def test_pictures_that_are_to_be_turned_are_refused(tmp_path):
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=tag)
+    Image.fromarray(picture()).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(picture(1))])
+    for name, reason in (("a.jpg", "EXIF"), ("a.png", "holds 2 pictures")):
+        with pytest.raises(UserError, match=f"{name}: .*{reason}.*; "):
+            load_picture(tmp_path / name)
+
+
+def test_masks_that_lie_elsewhere_are_refused(tmp_path):
+    """Both are put upright by their affines; where they differ, or one is no NIfTI file, they would not overlap."""
+    upright = np.diag([-1.0, -1, 1, 1])
+    nib.save(nib.Nifti1Image(picture().T, upright), tmp_path / "a.nii")
+    nib.save(nib.Nifti1Image(mask().T, upright), tmp_path / "m.nii")
+    nib.save(nib.Nifti1Image(mask().T[..., None, None], upright), tmp_path / "four.nii")
+    for name in ("m.nii", "four.nii"):
+        np.testing.assert_array_equal(prepare_mask(tmp_path / name, tmp_path / "a.nii", {255: 1}, 64), mask() > 0)
+    nib.save(nib.Nifti1Image(mask().T, np.eye(4)), tmp_path / "n.nii")
+    with pytest.raises(UserError, match="n.nii: its affine disagrees with a.nii"):
+        prepare_mask(tmp_path / "n.nii", tmp_path / "a.nii", {255: 1}, 64)
+    for one, other in (("n.nii", "b.png"), ("b.png", "a.nii")):
+        save(tmp_path / "b.png", picture())
+        with pytest.raises(UserError, match=f"{one}: .*one is NIfTI"):
+            prepare_mask(tmp_path / one, tmp_path / other, {255: 1}, 64)
+
+
+def test_binary_masks_of_both_kinds_are_one_lesion(tmp_path):
+    pictures = read_pictures(save_set(tmp_path / "set", (255, 1, 255, 1)))
+    Image.fromarray(mask() > 0).save(tmp_path / "set" / "m0.png")
+    assert find_classes(pictures, workers=1, on_error="stop") == {1: "lesion", 255: "lesion"}
+    save(tmp_path / "set" / "m2.png", np.maximum(mask(1), np.roll(mask(), 20, 1)))
+    with pytest.raises(UserError, match="has the value 255, other masks 1"):
+        find_classes(pictures, workers=1, on_error="stop")
+    black = read_pictures(save_set(tmp_path / "black", (0, 0, 0)))
+    with pytest.raises(UserError, match="m0.png: is black, as all masks are"):
+        find_classes(black, workers=1, on_error="stop")
+
+
+def test_what_a_flag_would_leave_unused_is_told(tmp_path):
+    source = save_set(tmp_path / "set", columns="split,fold")
+    with pytest.raises(UserError, match="--splits and --query_fold"):
+        prepare("images", "--table", source, "--out", tmp_path / "out", "--splits", source, "--query_fold=1")
+    line = describe(read_pictures(source), source, split_given=True)
+    assert line.endswith("table.csv: 10 images, 9 with a mask; its column split is not used")

@@ -180,10 +180,26 @@ def tilted(path: Path) -> None:
     resave(path, lambda data: data, np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
 
 
+def contradicting(path: Path, affine: np.ndarray = np.eye(4)) -> None:
+    """The affine that is used, the sform, names other axes, or other widths, than the qform."""
+    image = nib.load(path)
+    image.set_qform(image.affine, code=1)
+    image.set_sform(affine, code=2)
+    nib.save(image, path)
+
+
+def in_noise(zeros: float, path: Path) -> None:
+    """A head with its skull, in air of which a share is exactly 0."""
+    data = np.random.default_rng(0).rayleigh(8, (40, 40, 40))
+    data[np.random.default_rng(1).random(data.shape) < zeros] = 0
+    data[8:32, 8:32, 4:] += 400
+    save(path, data.astype(np.int16))
+
+
 BROKEN_IMAGES = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-200]), "gzip"),
     "empty": (lambda path: path.write_bytes(b""), "no NIfTI"),
-    "not gzip": (lambda path: path.write_bytes(gzip.decompress(path.read_bytes())), "no gzip"),
+    "not gzip": (lambda path: path.write_bytes(gzip.decompress(path.read_bytes())[2:]), "no gzip"),
     "gzip of a part": (
         lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-5000])), "truncated"
     ),
@@ -195,6 +211,10 @@ BROKEN_IMAGES = {
     "constant": (functools.partial(resave, change=lambda data: (data != 0).astype(np.int16)), "same value"),
     "4-D": (functools.partial(resave, change=lambda data: np.stack([data, data], -1)), "three dimensions"),
     "not stripped": (functools.partial(resave, change=lambda data: data + 5), "no background"),
+    "not stripped, a quarter of the air 0": (functools.partial(in_noise, 0.25), "no background"),
+    "not stripped, half of the air 0": (functools.partial(in_noise, 0.5), "no background"),
+    "sform against qform": (contradicting, r"sform \(RAS\) and qform \(LPS\) contradict"),
+    "widths of sform against qform": (functools.partial(contradicting, affine=LPS * 2), "contradict"),
     "complex": (functools.partial(resave, change=lambda data: data.astype(np.complex64)), "complex64"),
     "no orientation": (without_orientation, "names no orientation"),
     "tilted": (tilted, "degrees off"),
@@ -205,6 +225,7 @@ BROKEN_SEGMENTATIONS = {
     "other shape": (functools.partial(resave, change=lambda data: data[:, :, :-1]), "has shape"),
     "other affine": (functools.partial(resave, change=lambda data: data, affine=moved(3)), "affine disagrees"),
     "other orientation": (functools.partial(resave, change=lambda data: data, affine=np.eye(4)), "affine disagrees"),
+    "sform against qform": (contradicting, r"sform \(RAS\) and qform \(LPS\) contradict"),
     "unknown": (functools.partial(resave, change=with_value(7)), "label 7"),
     "of 2023": (functools.partial(resave, change=with_value(3)), "label 3"),
     "negative": (functools.partial(resave, change=with_value(-1)), "label -1"),
@@ -222,6 +243,34 @@ def test_broken_files_are_refused_by_name(tmp_path, file, kind):
     spoil(path)
     with pytest.raises(UserError, match=f"{path.name}: .*{reason}.*; "):
         prepare(tmp_path)
+
+
+def test_a_template_s_sform_beside_the_scanner_s_qform_is_no_contradiction(tmp_path):
+    path = save_patient(tmp_path, "P") / "P_t1ce.nii.gz"
+    expected = prepare(tmp_path, size=32)
+    image = nib.load(path)
+    image.set_qform(nib.affines.from_matvec(LPS[:3, :3] * 1.05, (3, 9, 27)), code=1)
+    nib.save(image, path)
+    np.testing.assert_array_equal(prepare(tmp_path, size=32).image, expected.image)
+
+
+def test_bytes_say_whether_a_volume_is_compressed(tmp_path):
+    src = save_patient(tmp_path / "a", "P")
+    expected = prepare(src, size=32)
+    plain, packed = src / "P_t1ce.nii.gz", src / "P_seg.nii"
+    plain.write_bytes(gzip.decompress(plain.read_bytes()))
+    (src / "P_seg.nii.gz").rename(packed)
+    found = prepare(src, size=32)
+    np.testing.assert_array_equal(found.image, expected.image)
+    np.testing.assert_array_equal(found.label, expected.label)
+
+
+def test_a_fourth_axis_of_one_volume_is_none(tmp_path):
+    src = save_patient(tmp_path, "P")
+    expected = prepare(src, size=32)
+    for kind in ("t1ce", "seg"):
+        resave(src / f"P_{kind}.nii.gz", lambda data: data[..., None])
+    np.testing.assert_array_equal(prepare(src, size=32).label, expected.label)
 
 
 def test_a_brain_beyond_the_field_is_refused(tmp_path):

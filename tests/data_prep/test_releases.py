@@ -1,3 +1,5 @@
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ from tests.data_prep.conftest import labels, manifest, prepare, records, save, s
 from data_prep.brats import brats_cases
 from data_prep.cases import split_cases
 from decomp_jax.errors import UserError
-from decomp_jax.preparation.releases import find_patients
+from decomp_jax.preparation.releases import find_patients, survey
+from decomp_jax.preparation.volume import load_volume
 
 MODERN = {"t1c": 0, "t1n": 1, "t2w": 2, "t2f": 3}
 
@@ -98,3 +101,79 @@ def test_a_patient_found_twice_is_refused(tmp_path):
         find_patients(save(tmp_path / "other" / "brain.nii.gz", volume()).parent)
     with pytest.raises(UserError, match="--src .* is no folder"):
         find_patients(tmp_path / "nowhere")
+
+
+def test_names_in_any_case_and_links_are_followed(tmp_path):
+    save_patient(tmp_path / "elsewhere", "P", 1)
+    save(tmp_path / "src" / "Q" / "Q_T1CE.NII.GZ", volume(2))
+    save(tmp_path / "src" / "Q" / "Q_Seg.nii.gz", labels())
+    (tmp_path / "src" / "P").symlink_to(tmp_path / "elsewhere" / "P")
+    (tmp_path / "src" / "back").symlink_to(tmp_path / "src")
+    patients = find_patients(tmp_path / "src")
+    assert {name: {*patient.files} for name, patient in patients.items()} == dict.fromkeys("PQ", {"t1ce", "seg"})
+    np.testing.assert_array_equal(load_volume(patients["Q"].files["t1ce"]).shape, (40, 40, 6))
+
+
+def test_what_copies_add_is_passed_over(tmp_path):
+    """macOS' ghosts; Kaggle's folders that are named as the file within; pictures and labels in folders of their own."""
+    save_patient(tmp_path, "P", 1)
+    for name in ("P/._P_t1ce.nii.gz", "P/._Z_t1ce.nii.gz", "__MACOSX/P/P_t1ce.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    for patient in "AB":
+        for kind, inner in (("t1ce", "00000377_brain_t1ce.nii"), ("seg", "00000377_final_seg.nii")):
+            save(tmp_path / patient / f"{patient}_{kind}.nii" / inner, volume(2))
+    save(tmp_path / "images" / "C_t1ce.nii.gz", volume(3))
+    save(tmp_path / "labels" / "C_seg.nii.gz", labels())
+    found = survey(tmp_path)
+    assert {name: {*patient.files} for name, patient in found.patients.items()} == dict.fromkeys("PABC", {"t1ce", "seg"})
+    assert found.patients["A"].files["seg"].name == "00000377_final_seg.nii" and not found.left_out
+
+
+def test_a_segmentation_of_another_name_is_taken_and_the_rest_named(tmp_path, capsys):
+    for seed in range(4):
+        save_patient(tmp_path / "src", f"BraTS20_Training_{seed:03d}", seed)
+    folder = tmp_path / "src" / "BraTS20_Training_003"
+    (folder / "BraTS20_Training_003_seg.nii.gz").rename(folder / "W39_1998.09.19_Segm.nii.gz")
+    save(tmp_path / "src" / "atlas.nii", volume())
+    prepare("brats", "--src", tmp_path / "src", "--out", tmp_path / "out", "--size", 16)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "4 patients, 4 with a segmentation; 1 segmentations of other names taken, first " in line
+    assert "W39_1998.09.19_Segm.nii.gz; 1 NIfTI files left out, first " in line and line.endswith("atlas.nii")
+    source = manifest(tmp_path / "out")["source"]
+    assert source["left_out"] == ["atlas.nii"] and all(row["labelled"] for row in table(tmp_path / "out"))
+    assert source["renamed_segmentations"] == ["BraTS20_Training_003/W39_1998.09.19_Segm.nii.gz"]
+    with pytest.raises(UserError, match=r"holds no files like .*\(1 other NIfTI files, first .*brain.nii"):
+        find_patients(save(tmp_path / "other" / "brain.nii.gz", volume()).parent)
+
+
+def test_only_names_of_releases_end_with_a_visit(tmp_path):
+    for name in ("SITE-001", "SITE-002", "BraTS-MET-00007-000", "BraTS-MET-00007-001"):
+        save_modern(tmp_path, name, 0)
+    subjects = {name: patient.subject for name, patient in find_patients(tmp_path).items()}
+    assert subjects == {"SITE-001": "SITE-001", "SITE-002": "SITE-002", "BraTS-MET-00007-000": "BraTS-MET-00007",
+                        "BraTS-MET-00007-001": "BraTS-MET-00007"}
+
+
+def test_a_label_map_that_nobody_needs_is_refused(tmp_path, brats):
+    for flag in ("1:2,2:1", "4:0"):
+        with pytest.raises(UserError, match="--label_map=.:.: the releases found here name label . themselves"):
+            prepare("brats", "--src", brats, "--out", tmp_path / "out", f"--label_map={flag}")
+
+
+def test_the_cures_of_messages_keep_the_labels(tmp_path, brats):
+    """Label 3 in names of until 2021 is enhancing tumour renumbered; a missing segmentation is told by name."""
+    for seed in range(5):
+        save(brats / f"BraTS2021_{seed:05d}" / f"BraTS2021_{seed:05d}_seg.nii.gz", labels((1, 2, 3)))
+    flags = ["brats", "--src", brats, "--out", tmp_path / "out", "--size", 64]
+    with pytest.raises(UserError, match=r"label 3, which nothing names; .*--label_map=3:3 .*enhancing") as refused:
+        prepare(*flags)
+    prepare(*flags, re.search(r"--label_map=\d:\d", str(refused.value))[0])
+    for split in manifest(tmp_path / "out")["splits"]:
+        assert all({*np.unique(record["label"])} in ({0}, {0, 1, 2, 3}) for record in records(tmp_path / "out", split))
+    shutil.rmtree(brats / "BraTS2021_00004")
+    (brats / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz").unlink()
+    with pytest.raises(UserError, match="BraTS2021_00002: BraTS2021_00002 has no seg file"):
+        prepare(*flags)
+    with pytest.raises(UserError, match="3 labelled patients of 4, BraTS2021_00002 not being one: too few"):
+        split_cases(brats_cases(find_patients(brats), {}), csv=None, seed=0)

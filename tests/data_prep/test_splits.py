@@ -57,6 +57,8 @@ def test_a_file_names_each_patient_once(tmp_path):
     ("patient_id,split\na,train\nb,query\nc,query\n", "patient c (1 in all) is not in the source"),
     ("patient,split\na,train\n", "no column patient_id"),
     ("patient_id,split\na,train\nb\n", "line 3 has not 2 fields"),
+    ("patient_id,split\na,train\n\n\nb\n", "line 5 has not 2 fields"),
+    ("patient_id;split\na;train\n", "in its first line, 'patient_id;split'"),
     ("patient_id,split\n", "has no lines"),
     ("", "no column patient_id, split"),
     ("patient_id,split,split\na,train,train\n", "two columns have the same name"),

@@ -12,6 +12,7 @@ from skimage.measure import block_reduce
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
+from decomp_jax.files import sealed
 from decomp_jax.inference import adapt as module
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.mesh import data_mesh
@@ -40,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, phantom: Path) -> Path:
     folder = export(tmp_path_factory.mktemp("model") / "before", 64)
     meta = json.loads((folder / "meta.json").read_text())
     meta["settings"] = SliceDataset(phantom, "train").settings.to_json()
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(sealed({name: meta[name] for name in meta if name != "digest"})))
     return folder
 
 

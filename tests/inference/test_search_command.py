@@ -46,7 +46,7 @@ def test_hits(banks: Path, tmp_path: Path, by: str) -> None:
 
 
 def test_pairs_leave_out_both_patients(banks: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs.csv").write_text("normal_row,abnormal_row\n0,1\n5,3\n")
+    (tmp_path / "pairs.csv").write_text("\ufeffnormal_row,abnormal_row\r\n0,1\r\n5,3\r\n")
     lines = run(banks, tmp_path, pairs=tmp_path / "pairs.csv", exclude_same_patient=True, k=500)
     queries = CodeBank.load(banks / "query").rows["patient_id"]
     own = {"0": {queries[0], queries[1]}, "1": {queries[5], queries[3]}}
@@ -62,7 +62,9 @@ def test_one_per_patient(banks: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text, options, message", [
     ("normal_row,abnormal_row\n0,1\n", {"by": "normal"}, "--pairs: mixes two codes"),
-    ("normal,abnormal\n0,1\n", {}, "pairs.csv: needs columns"),
+    ("normal,abnormal\n0,1\n", {}, "pairs.csv: needs columns .*'normal,abnormal'"),
+    ("normal_row;abnormal_row\n0;1\n", {}, "pairs.csv: needs columns .*'normal_row;abnormal_row'"),
+    ("normal_row,abnormal_row\n0,\0", {}, "pairs.csv: can't be read"),
     ("normal_row,abnormal_row\n0,x\n", {}, "pairs.csv: can't be read"),
     ("normal_row,abnormal_row\n0\n", {}, "pairs.csv: can't be read"),
     ("normal_row,abnormal_row\n0,6\n", {}, "pairs.csv: names rows 0..6"),

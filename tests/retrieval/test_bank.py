@@ -111,17 +111,41 @@ def damage(directory: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how, file", [
-    ("missing", "normal_indices.npy: no such file"), ("truncated", "normal_indices.npy: truncated"),
-    ("not npy", "normal_indices.npy: truncated or no .npy"), ("float", "normal_indices.npy: holds float32"),
+    ("missing", "normal_indices.npy: not found"), ("truncated", "normal_indices.npy: truncated"),
+    ("not npy", "normal_indices.npy: truncated, damaged or no .npy"), ("float", "normal_indices.npy: holds float32"),
     ("short", "normal_indices.npy: shape"), ("out of range", "normal_indices hold"),
-    ("codebook of another model", "normal_codebook.npy: checksum"), ("no codebook", "abnormal_codebook.npy: no such"),
-    ("no patients", "rows.npy: columns"), ("objects", "rows.npy: truncated or no .npy"),
-    ("no header", "bank.json: no such file"), ("header not json", "bank.json: can't be read"),
+    ("codebook of another model", "normal_codebook.npy: checksum"), ("no codebook", "abnormal_codebook.npy: not found"),
+    ("no patients", "rows.npy: columns"), ("objects", "rows.npy: truncated, damaged or no .npy"),
+    ("no header", "bank.json: no such file"), ("header not json", "bank.json: not JSON that can be read"),
     ("version", "bank.json: format_version"),
 ])
 def test_damaged_banks_are_refused(saved: Path, how: str, file: str) -> None:
     damage(saved, how)
     with pytest.raises(UserError, match=f"bank.*{file}"):
+        CodeBank.load(saved)
+
+
+@pytest.mark.parametrize("file", ["normal_indices.npy", "abnormal_indices.npy", "rows.npy"])
+def test_files_of_another_bank_of_the_model_are_refused(bank: CodeBank, saved: Path, tmp_path: Path, file: str) -> None:
+    backwards = {name: getattr(bank, name)[::-1] for name in ("normal_indices", "abnormal_indices", "rows")}
+    dataclasses.replace(bank, **backwards).save(tmp_path / "other")
+    (tmp_path / "other" / file).replace(saved / file)
+    with pytest.raises(UserError, match=f"bank/{file}: checksum is not the one in bank.json.*; copy the bank whole"):
+        CodeBank.load(saved)
+
+
+def test_a_sorted_table_of_rows_is_refused(saved: Path) -> None:
+    rows = np.load(saved / "rows.npy")
+    np.save(saved / "rows.npy", np.sort(rows, order="slice_index"))
+    with pytest.raises(UserError, match="rows.npy: checksum"):
+        CodeBank.load(saved)
+
+
+@pytest.mark.parametrize("change", [{"data_digest": "e"}, {"preprocessing": {"size": 32}}, {"checksums": None}, {"heads": 3}])
+def test_an_edited_header_is_refused(saved: Path, change: dict) -> None:
+    header = json.loads((saved / "bank.json").read_text())
+    (saved / "bank.json").write_text(json.dumps(header | change))
+    with pytest.raises(UserError, match="bank.json: damaged, edited"):
         CodeBank.load(saved)
 
 
@@ -141,6 +165,8 @@ def test_indices_out_of_range_are_found_at_the_latest_by_the_first_search(
     indices[-1] = 64
     np.save(saved / "normal_indices.npy", indices)
     monkeypatch.setattr("decomp_jax.retrieval.bank.CHECKED_ON_LOAD", 100)
+    heads = json.loads((saved / "bank.json").read_text())["heads"]
+    monkeypatch.setattr("decomp_jax.retrieval.bank._head", lambda path: heads[path.name])  # as if this were beyond them
     loaded = CodeBank.load(saved)
     with pytest.raises(UserError, match="normal_indices hold 0..64"):
         loaded.search(normal=indices[:1])

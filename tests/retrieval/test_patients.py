@@ -33,9 +33,9 @@ def one_way(bank: CodeBank, path: str, queries: Queries, heights: np.ndarray, wi
     codebook, indices = getattr(bank, f"{path}_codebook").astype(float), getattr(bank, f"{path}_indices")
     tables = np.stack([distances_to_each_code(codebook, path, queries, i) for i in range(len(queries))])
     distance = distances(bank, path, queries)
+    weights = sum(example.weights for example in queries.examples if example.path == path)
     if path == "abnormal" and not codebook[0].any():
-        weights = sum(example.weights for example in queries.examples if example.path == path).mean(0)
-        alone, others = tables[:, :, 0].sum(1), (np.square(codebook[indices]).sum(-1) * weights).sum((1, 2))
+        alone, others = tables[:, :, 0].sum(1), (np.square(codebook[indices]).sum(-1) * weights.mean(0)).sum((1, 2))
     else:
         alone = tables.mean(2).sum(1)
         others = np.full(len(bank), alone.mean())
@@ -46,7 +46,7 @@ def one_way(bank: CodeBank, path: str, queries: Queries, heights: np.ndarray, wi
         between = distance[:, rows]
         there = [line[ok].min() if ok.any() else own for ok, line, own in zip(reachable, between, alone)]
         back = [line[ok].min() if ok.any() else own for ok, line, own in zip(reachable.T, between.T, others[rows])]
-        value = (sum(there) + sum(back)) / (alone.sum() + others[rows].sum())
+        value = weights.max() * (sum(there) + sum(back)) / (alone.sum() + others[rows].sum())
         matches = [rows[ok & (line == least)] if ok.any() else [-1]
                    for ok, line, least in zip(reachable, between, there)]
         answers[patient] = value, matches
@@ -136,6 +136,15 @@ def test_bad_arguments(bad: dict[str, object], message: str) -> None:
     bank = make_bank("uniform", 6)
     with pytest.raises(UserError, match=message):
         bank.search_patients(**{"queries": codes(**make_queries(bank, 2)), "heights": np.zeros(2), **bad})
+
+
+def test_weights_of_paths_weigh_their_distances() -> None:
+    bank = with_heights(make_bank("sparse", 300))
+    heights, given = np.arange(4.0), {path: codes(**{path: indices}) for path, indices in make_queries(bank, 4).items()}
+    found = [bank.search_patients(queries, heights=heights, k=50) for queries in (
+        given["normal"], given["abnormal"], 0.5 * given["normal"] + 1.5 * given["abnormal"])]
+    normal, abnormal, both = (dict(zip(hits.patients, hits.distances)) for hits in found)
+    assert both == pytest.approx({patient: 0.5 * normal[patient] + 1.5 * abnormal[patient] for patient in both})
 
 
 def test_lesions_without_overlap_are_as_far_apart_whatever_their_sizes() -> None:

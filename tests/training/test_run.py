@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -316,6 +318,32 @@ def test_a_model_that_does_not_fit_the_data_is_refused(phantom, tmp_path, model,
     unfit = dataclasses.replace(config_for(phantom), model=dataclasses.replace(TINY.model, **model))
     with pytest.raises(UserError, match=message):
         loop.run(unfit, tmp_path)
+
+
+@pytest.mark.parametrize("train, says", [
+    ({"batch_size": 1024}, "--config.train.batch_size=1024: the train split has only .* take a smaller batch"),
+    ({"init_from": "nowhere"}, "nowhere: no checkpoints here"),
+    ({"init_from": "models/phantom64"}, "--config.train.init_from=models/phantom64: its network has another shape"),
+])
+def test_what_can_not_start_is_told_before_anything_is_compiled(phantom, tmp_path, monkeypatch, train, says):
+    monkeypatch.setattr(loop, "create_state", functools.partial(_only_traced, loop.create_state))
+    with pytest.raises(UserError, match=says):
+        loop.run(config_for(phantom, **train), tmp_path)
+
+
+def _only_traced(create: Callable, config: Config, model: DecompositionNet, *others: object) -> object:
+    state = create(config, model, *others)
+    assert isinstance(state.step, jax.core.Tracer), "compiled"
+    return state
+
+
+@pytest.mark.parametrize("name, text", [("config.json", "{"), ("config.json", "{}"), ("config.json", '{"config": [], "data_digest": 1}'),
+                                        ("done.json", "[]")])
+def test_files_of_a_finished_run_that_were_edited_are_named(phantom, finished, tmp_path, name, text):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / name).write_text(text)
+    with pytest.raises(UserError, match=name if "data_digest" not in text else "not the data this run was trained on"):
+        loop.run(config_for(phantom, eval_every=8), workdir)
 
 
 def test_not_finite_names_term_and_step(phantom, tmp_path):
