@@ -87,7 +87,7 @@ class Question:
         require(self.weight is None or 0 <= self.weight <= 1,
                 f"--weight: is the share of the lesion, from 0 to 1, not {self.weight}")
         if self.level == "patient":
-            others = ("slice_index", "lesion_from", "sketch", "like", "unlike", "one_per_patient")
+            others = ("slice_index", "lesion_from", "sketch", "like", "unlike", "one_per_patient", "weight")
             given = [name.removesuffix("_index") for name in others if getattr(self, name) != getattr(Question, name)]
             require(self.image is not None, "--level=patient: asks with a whole scan; give --image")
             require(not given, f"--level=patient: asks with all of --image; leave out --{', --'.join(given)}")

@@ -117,6 +117,9 @@ def _note(asked: Asked, pixels: Pixels) -> str:
 
 def pixels_of(decomposer: Decomposer, bank: CodeBank, rows: Integer[np.ndarray, "n"]) -> Pixels:
     """From the data set that was encoded, whatever its splits; where it is gone, what the codes alone show."""
+    if not len(rows):
+        size, channels = decomposer.settings.size, len(decomposer.settings.modalities)
+        return Pixels(np.zeros((0, size, size, channels), np.float16), [], "")
     data = bank.meta.get("data", "")
     try:
         manifest = read_manifest(data)

@@ -201,6 +201,17 @@ def test_a_whole_scan_finds_its_patient(archive: Archive, row: int, ask, tmp_pat
     assert list(hits.values()) == sorted(hits.values())
 
 
+def test_a_scan_between_the_heights_of_all_slices(archive: Archive, row: int, ask, tmp_path: Path, monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(sheet, "contact_sheet",
+                        lambda sections, **rest: shown.append(sections) or contact_sheet(sections, **rest))
+    path = write_scan(tmp_path / "scan.nii.gz", 1000 * archive.images[[row] * 2, ..., 0], 1.0, 1e4)
+    assert len(ask(image=path, level="patient", by="normal", within_mm=0.0, k=2)) == 2
+    asked, *found = shown[0]
+    assert len(asked.lines[0]) == 2 and len(found) == 2
+    assert {tile.name for patient in found for tile in patient.lines[0]} == {"no slice within reach"}
+
+
 @pytest.mark.parametrize("flags, message", [
     ({}, "--image: nothing to ask with; give an image, or --sketch"),
     ({"unlike": (3,)}, "--image: nothing to ask with"),
@@ -224,6 +235,7 @@ def test_a_whole_scan_finds_its_patient(archive: Archive, row: int, ask, tmp_pat
     ({"level": "patient", "image": "scan.nii.gz", "sketch": "lesion.png"}, "leave out --sketch$"),
     ({"level": "patient", "image": "scan.nii.gz", "one_per_patient": True, "like": (3,)},
      "leave out --like, --one_per_patient$"),
+    ({"level": "patient", "image": "scan.nii.gz", "weight": 0.8}, "leave out --weight$"),
     ({"level": "patient", "image": "nowhere.nii.gz"}, "nowhere.nii.gz: does not exist"),
     ({"level": "patient", "image": "scan.nii.gz", "within_mm": -1.0}, "--within_mm: is a distance, 0 or more, not -1"),
 ])

@@ -103,6 +103,15 @@ def test_vectors_become_the_banks_codes(bank: CodeBank, tmp_path: Path) -> None:
     np.testing.assert_array_equal(index.reconstruct_n(0, len(bank)), codes)
 
 
+def test_vectors_become_codes_that_there_are(bank: CodeBank, tmp_path: Path) -> None:
+    """Not what fills a codebook of 72 up to 128: a vector far from all codes is decoded to one of them."""
+    dataclasses.replace(bank, abnormal_codebook=bank.abnormal_codebook + np.float32(50)).save(tmp_path / "far")
+    convert(tmp_path / "far", to="faiss", by="abnormal", out=tmp_path / "bank.faiss")
+    index = faiss.read_index(str(tmp_path / "bank.faiss"))
+    decoded = index.sa_decode(index.sa_encode(np.zeros((1, index.d), np.float32))).reshape(16, -1)
+    assert (decoded[:, None] == CodeBank.load(tmp_path / "far").abnormal_codebook).all(2).any(1).all()
+
+
 def test_an_empty_bank(bank: CodeBank, tmp_path: Path) -> None:
     empty = {name: getattr(bank, name)[:0] for name in ("normal_indices", "abnormal_indices", "rows")}
     dataclasses.replace(bank, **empty).save(tmp_path / "empty")
