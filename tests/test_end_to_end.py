@@ -144,7 +144,7 @@ def test_a_damaged_export_is_told(work, tmp_path):
     middle = len(data) // 2
     data[middle : middle + 256] = bytes(256)  # more than one header, of which not every byte matters
     file.write_bytes(data)
-    with pytest.raises(UserError, match="model: damaged"):
+    with pytest.raises(UserError, match="parameters.npz: damaged"):
         restore_for_inference(tmp_path / "model")
 
 

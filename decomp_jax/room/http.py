@@ -149,13 +149,16 @@ class Guard:
 def make_app(room: Any, token: str) -> Starlette:
     """The server of a `session.Room`, whose methods are the paths below /api/."""
     desk = Desk()
-    steps = [desk.start(step) for step in room.warm_up()]
+    steps: list[concurrent.futures.Future] = []
     readers = {"uploads": asyncio.Semaphore(MOST_UPLOADS), "requests": asyncio.Semaphore(MOST_REQUESTS)}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        desk.close()
+        steps.extend(desk.start(step) for step in room.warm_up())
+        try:
+            yield
+        finally:
+            desk.close()
 
     async def about(request: Request) -> Response:
         if not all(step.done() for step in steps):

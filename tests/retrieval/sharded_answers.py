@@ -30,8 +30,9 @@ def main(out: str, *job: str) -> None:
             answers |= {f"{kind} {k} rows": hits.rows, f"{kind} {k} distances": hits.distances}
         hits = bank.search(any_queries, k=4, exclude=patients, mesh=mesh)
         answers |= {f"{kind} rows": hits.rows, f"{kind} distances": hits.distances}
+        slices, _ = make_any_queries(whole, "both latent", 5)
         patient_hits = whole.search_patients(
-            any_queries, heights=np.arange(5.0), within_mm={"normal": 2}, k=6, mesh=mesh,
+            slices, heights=np.arange(5.0), within_mm={"normal": 2}, k=6, mesh=mesh,
         )
         answers |= {f"{kind} patients": patient_hits.patients, f"{kind} patient distances": patient_hits.distances}
         answers |= {f"{kind} {path} matches": rows for path, rows in patient_hits.matches.items()}
