@@ -1,12 +1,9 @@
 """`evaluate.py adapt`: a trained network made ready for images of another origin, without a label of them."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from jaxtyping import Float
 
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset, read_manifest
@@ -17,7 +14,7 @@ from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.export import CARD, model_card
 from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.training.checkpoint import digest, restore_for_inference, write_exported
-from decomp_jax.training.population import population_statistics
+from decomp_jax.training.population import full_batches, population_statistics
 
 BATCH_PER_DEVICE = 64
 
@@ -39,38 +36,24 @@ def adapt(workdir: str | Path, data: str | Path, out: str | Path, *, splits: Seq
     """
     splits = splits or SPLITS
     with making(out) as folder:
-        decomposer, manifest = Decomposer.restore(workdir), read_manifest(data)
-        datasets = [SliceDataset(data, split) for split in splits]
-        decomposer.check_images(datasets[0].settings, str(data))
-        batch = BATCH_PER_DEVICE * jax.device_count()
-        rows = _shares([len(dataset) for dataset in datasets], images, batch)
-        if not sum(map(len, rows)):
+        decomposer, dataset = Decomposer.restore(workdir), SliceDataset(data, *splits)
+        decomposer.check_images(dataset.settings, str(data))
+        if not len(dataset):
             raise UserError(f"{data}: no slices in {', '.join(splits)}; name other splits")
+        mesh = data_mesh()
+        batch_size = BATCH_PER_DEVICE * mesh.size
+        rows = full_batches(np.arange(len(dataset)), images, batch_size)
+        batches = split_batches(dataset, ("image",), mesh, batch_size=batch_size, rows=rows)
         state, meta = restore_for_inference(workdir)
-        batches = _batches(datasets, rows, batch)
-        statistics = population_statistics(state["params"], state["batch_stats"], batches, model=decomposer.model)
+        statistics = population_statistics(
+            state["params"], state["batch_stats"], (batch["image"] for batch, _ in batches), model=decomposer.model,
+        )
         state["batch_stats"] = to_host(statistics)
         meta["digests"]["batch_stats"] = digest(state["batch_stats"])
-        patients = {patient for dataset in datasets for patient in dataset.rows["patient_id"].tolist()}
         meta["adapted_to"] = {
-            "data_digest": manifest["digest"], "source": manifest["source"], "splits": list(splits),
-            "patients": len(patients), "slices": sum(map(len, rows)),
+            "data_digest": dataset.digest, "source": read_manifest(data)["source"], "splits": list(splits),
+            "patients": len(np.unique(dataset.rows["patient_id"])), "slices": len(rows),
         }
         meta["config"]["data"]["dir"] = ""  # a path of this machine
         write_exported(folder, state, meta)
         (folder / CARD).write_text(model_card(Path(out).name, meta, None))
-
-
-def _shares(lengths: Sequence[int], images: int, batch: int) -> list[np.ndarray]:
-    """Rows of each split at random, in proportion to its length: full batches, or all of a split that has less."""
-    random, share = np.random.default_rng(0), min(images / max(sum(lengths), 1), 1.0)
-    counts = [math.ceil(share * length) for length in lengths]
-    return [random.permutation(n)[: max(count // batch, 1) * batch] for n, count in zip(lengths, counts)]
-
-
-def _batches(
-    datasets: Sequence[SliceDataset], rows: Sequence[np.ndarray], batch: int
-) -> Iterator[Float[jax.Array, "b s s c"]]:
-    for dataset, chosen in zip(datasets, rows):
-        for images, _ in split_batches(dataset, ("image",), data_mesh(), batch_size=batch, rows=chosen):
-            yield images["image"]

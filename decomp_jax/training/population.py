@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
@@ -30,8 +30,7 @@ def with_population_statistics(
     """
     if not images:
         return state
-    labelled = np.random.default_rng(0).permutation(np.flatnonzero(dataset.rows["labelled"]))
-    rows = labelled[: max(min(images, len(labelled)) // batch_size, 1) * batch_size]
+    rows = full_batches(np.flatnonzero(dataset.rows["labelled"]), images, batch_size)
 
     def batches() -> Iterator[jax.Array]:
         for batch, _ in split_batches(dataset, ("image",), mesh, batch_size=batch_size, rows=rows):
@@ -39,6 +38,11 @@ def with_population_statistics(
             yield batch["image"]
 
     return state.replace(batch_stats=population_statistics(state.params, state.batch_stats, batches(), model=model))
+
+
+def full_batches(rows: Int[np.ndarray, "n"], images: int, batch_size: int) -> Int[np.ndarray, "_"]:
+    """Up to `images` of the rows at random, in full batches; all of them where they fill none."""
+    return np.random.default_rng(0).permutation(rows)[: max(min(images, len(rows)) // batch_size, 1) * batch_size]
 
 
 def population_statistics(
