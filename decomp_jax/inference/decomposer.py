@@ -87,6 +87,7 @@ class Decomposer:
         self._encode = jax.jit(self._encode_images)
         self._decompose = jax.jit(self._decompose_images)
         self._decode = jax.jit(self._decode_codes)
+        self._paint = jax.jit(lambda *codes: self._decode_codes(*codes)[0])  # XLA leaves out the rest
         self._quantize = jax.jit(self._quantize_latents)
 
     @classmethod
@@ -140,7 +141,7 @@ class Decomposer:
         self, normal_indices: Integer[np.ndarray, "b h w"], abnormal_indices: Integer[np.ndarray, "b h w"]
     ) -> Float[np.ndarray, "b s s c"]:
         """x_plus of codes, which may come from two images: anatomy of the one, lesion of the other."""
-        return self.decode(normal_indices, abnormal_indices).x_plus
+        return self._on_devices(self._paint, normal_indices, abnormal_indices)
 
     def decode(
         self, normal_indices: Integer[np.ndarray, "b h w"], abnormal_indices: Integer[np.ndarray, "b h w"]
