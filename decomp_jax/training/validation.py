@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from decomp_jax.config import Config
+from decomp_jax.config import Config, ObjectiveConfig
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.losses.objective import objective
@@ -41,10 +41,8 @@ class Validation:
         self._targets = {"abnormal": ("label", len(dataset.settings.lesion_classes))}
         if dataset.settings.anatomy_classes:
             self._targets["normal"] = ("anatomy", len(dataset.settings.anatomy_classes))
-        self._measure = jax.jit(functools.partial(
-            _measure, model=model, config=config, classes=len(dataset.settings.lesion_classes)
-        ))
-        self._paint = jax.jit(functools.partial(_paint, model=model))
+        self._measure = functools.partial(_measure, model=model, config=config.objective)
+        self._paint = functools.partial(_paint, model=model)
 
     @classmethod
     def create(
@@ -130,8 +128,9 @@ def _pair_dice(query: UInt8[Array, "q s s"], hits: UInt8[Array, "q k s s"], *, c
     return relevance.mean_over_classes(of_one[:, 0])
 
 
+@functools.partial(jax.jit, static_argnames=("model", "config"))
 def _measure(
-    variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet, config: Config, classes: int
+    variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet, config: ObjectiveConfig
 ) -> tuple[dict[str, Array], Int[Array, "classes 2"], dict[str, Array]]:
     """Of the valid rows the sums of all terms, and pixels of each class in both maps and in either; all rows' codes."""
     image, label, valid = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32), batch["valid"]
@@ -139,8 +138,8 @@ def _measure(
     total, terms = objective(
         outputs,
         Targets(image, label, image, label),
-        config.objective,
-        nothing=bool(config.model.nothing_threshold),
+        config,
+        nothing=bool(model.config.nothing_threshold),
         valid=valid,
     )
     means = {"loss/total": total} | {f"term/{name}": mean for name, mean in terms.items()}
@@ -148,7 +147,7 @@ def _measure(
     true = jnp.where(valid[:, None, None], label, 0)
     pixels = jnp.array([
         [jnp.sum((true == c) & (predicted == c)), jnp.sum(true == c) + jnp.sum(predicted == c)]
-        for c in range(1, classes + 1)
+        for c in range(1, model.lesion_classes + 1)
     ])
     codes = {
         "normal_indices": outputs.codes.normal_indices.astype(jnp.uint16),
@@ -157,6 +156,7 @@ def _measure(
     return {name: valid.sum() * mean for name, mean in means.items()}, pixels, codes
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def _paint(variables: dict[str, Any], batch: dict[str, Array], *, model: DecompositionNet) -> Array:
     """Input, x_plus and x_minus [B,S,3S,1] side by side, of the first modality."""
     image = batch["image"].astype(jnp.float32)
