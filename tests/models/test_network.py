@@ -1,6 +1,7 @@
 """Tables A.1 and A.2 shape by shape, and the savings that must not change what is computed."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_only_the_encoder_is_widened_and_looks_at_full_resolution():
 def small():
     model = build(SMALL, 32)
     image = jnp.asarray(np.random.default_rng(0).random((3, 32, 32, 1)), jnp.float32)
-    variables = model.init(jax.random.key(0), image, quantised=1.0, train=False)
+    variables = jax.jit(functools.partial(model.init, quantised=1.0, train=False))(jax.random.key(0), image)
     return model, variables, image
 
 
@@ -176,7 +177,7 @@ def test_spade_stop_gradient_keeps_the_image_loss_from_the_segmentation(small):
             )
             return (outputs.x_plus**2).sum()
 
-        gradients = jax.grad(loss)(shifted)["segmentation_decoder"]
+        gradients = jax.jit(jax.grad(loss))(shifted)["segmentation_decoder"]
         return sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(gradients))
 
     assert gradient(stop=True) == 0 and gradient(stop=False) > 0

@@ -31,36 +31,24 @@ from decomp_jax.training.metrics import MetricWriter, NotFinite, check_finite
 from decomp_jax.training.state import create_state, make_optimizer
 from tests.conftest import FAST_COMPILE, finish, full_disk, run_python, start_python
 
+# Little to compile. Rotation, scaling and pasting have tests of their own.
 TINY = Config(
-    model=ModelConfig(widths=(4, 8), code_dim=4, codebook_size=8, own_blocks=1, spade_width=4, dtype="float32"),
+    model=ModelConfig(widths=(4, 4), code_dim=4, codebook_size=8, own_blocks=0, spade_width=4, dtype="float32"),
+    augment=AugmentConfig(flip=0.5, rotation=0.0, scale=0.0, transplant=0.0, intensity=0.0),
     train=TrainConfig(
         steps=8, warmup_steps=3, ramp_steps=2, batch_size=8, checkpoint_every=4, log_every=2, eval_every=0
     ),
 )
 
 
-# Little to compile, for two processes at the same time.
-TINIEST = dataclasses.replace(
-    TINY, model=dataclasses.replace(TINY.model, widths=(4, 4), own_blocks=0),
-    augment=AugmentConfig(flip=0.5, rotation=0.0, scale=0.0, transplant=0.0, intensity=0.0),
-)
-
-
-def config_for(phantom: Path, base: Config = TINY, **train) -> Config:
+def config_for(phantom: Path, **train) -> Config:
     return dataclasses.replace(
-        base, data=DataConfig(str(phantom), read_threads=2), train=dataclasses.replace(base.train, **train)
+        TINY, data=DataConfig(str(phantom), read_threads=2), train=dataclasses.replace(TINY.train, **train)
     )
 
 
 def done(workdir: Path) -> dict:
     return json.loads((workdir / "done.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(phantom, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    loop.run(config_for(phantom, eval_every=8), workdir)
-    return workdir
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -100,7 +88,8 @@ def test_resume_is_exact(phantom, finished, tmp_path, monkeypatch, stop_at):
 def damage(path: Path, how: str) -> None:
     data = bytearray(path.read_bytes())
     if how == "flip":
-        data[len(data) // 2] ^= 1
+        middle = slice(len(data) // 2, len(data) // 2 + len(data) // 10 + 1)
+        data[middle] = bytes(byte ^ 1 for byte in data[middle])  # a single byte may lie between the arrays
         path.write_bytes(data)
     elif how == "cut":
         path.write_bytes(data[: len(data) // 10])
@@ -346,23 +335,28 @@ def test_files_of_a_finished_run_that_were_edited_are_named(phantom, finished, t
         loop.run(config_for(phantom, eval_every=8), workdir)
 
 
-def test_not_finite_names_term_and_step(phantom, tmp_path):
+def test_not_finite_names_term_and_step(phantom, tmp_path, monkeypatch):
     with pytest.raises(NotFinite, match=r"step 7: term/soft_dice is nan"):
         check_finite(7, {"loss/total": float("nan"), "term/residual": 1.0, "term/soft_dice": float("nan")})
-    with pytest.raises(NotFinite, match=r"step \d+: "):
-        loop.run(config_for(phantom, learning_rate=1e30, checkpoint_every=1, steps=40), tmp_path)
+    batches = loop.train_batches
+
+    def broken_from_step_4(*arguments, **options):
+        for step, batch in enumerate(batches(*arguments, **options)):
+            yield batch if step < 4 else {**batch, "image": batch["image"] * np.float16("nan")}
+
+    monkeypatch.setattr(loop, "train_batches", broken_from_step_4)
+    with pytest.raises(NotFinite, match=r"step [5-8]: "):
+        loop.run(config_for(phantom, checkpoint_every=1), tmp_path)
     state, meta = restore_for_inference(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"])), meta["step"]
 
 
 def test_init_from_takes_the_parameters(phantom, finished, tmp_path):
-    loop.run(config_for(phantom, init_from=str(finished), steps=1, learning_rate=1e-9), tmp_path)
-    ours, theirs = (restore_for_inference(folder)[0] for folder in (tmp_path, finished))
-    network = lambda state: {name: value for name, value in state["params"].items() if "codebook" not in name}
-    close = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, atol=1e-6)), network(ours), network(theirs))
-    assert jax.tree.all(close)
-    counts = [state["codebook_stats"]["normal"]["count"] for state in (ours, theirs)]
-    assert abs(counts[0] - 0.99 * counts[1]).max() <= 0.01 * 8 * 256 + 1
+    run = loop.Run.prepare(config_for(phantom, init_from=str(finished), steps=1), tmp_path)
+    state, trained = loop.start_state(run), restore_for_inference(finished)[0]
+    for name in checkpoint.EXPORTED:
+        assert digest(jax.device_get(getattr(state, name))) == digest(trained[name])
+    assert state.step == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
 def test_a_run_ends_with_population_statistics(phantom, finished):
@@ -384,6 +378,7 @@ def test_a_run_ends_with_population_statistics(phantom, finished):
 def test_population_statistics_are_what_moving_averages_come_to(phantom, finished, monkeypatch):
     """For one batch, moved over until it no longer moves."""
     config, dataset = config_for(phantom), SliceDataset(str(phantom), "train")
+    config = config.replace({"model.batch_norm_decay": 0.5})
     model = loop.make_model(config, dataset)
     state = create_state(config, model, make_optimizer(config.train), data_mesh())
     seen = []
@@ -405,7 +400,7 @@ def test_population_statistics_are_what_moving_averages_come_to(phantom, finishe
         return model.apply(variables, image, quantised=1.0, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     moving = state.batch_stats
-    for _ in range(300):
+    for _ in range(30):
         moving = move(moving)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), settled.batch_stats, moving)
     assert len(seen) == 1
@@ -416,13 +411,13 @@ import sys
 from pathlib import Path
 from decomp_jax.training import loop
 from tests.training.test_run import config_for
-loop.run(config_for(Path(sys.argv[1]), eval_every=8), sys.argv[2])
+loop.run(config_for(Path(sys.argv[1]), eval_every=int(sys.argv[3])), sys.argv[2])
 """
 
 
-def train_on(devices: int, phantom: Path, workdir: Path) -> None:
+def train_on(devices: int, phantom: Path, workdir: Path, eval_every: int = 0) -> None:
     flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
-    [ended] = finish(start_python("-c", JOB, phantom, workdir, XLA_FLAGS=flags))
+    [ended] = finish(start_python("-c", JOB, phantom, workdir, str(eval_every), XLA_FLAGS=flags))
     assert ended.returncode == 0, ended.stderr
 
 
@@ -432,7 +427,7 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (workdir, expected)
     )
-    assert len(ours) == len(theirs) and ours[-1].keys() == theirs[-1].keys()
+    assert len(ours) == len(theirs) and ours[-1].keys() <= theirs[-1].keys()
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a["train/loss/total"], b["train/loss/total"], rtol=2e-3)
     np.testing.assert_allclose(ours[0]["train/gradient_norm"], theirs[0]["train/gradient_norm"], rtol=1e-2)
@@ -441,16 +436,25 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
     assert np.median(differences) < 1e-5 and np.mean(differences) < 1e-3
 
 
+def validation_of(workdir: Path) -> dict[str, float]:
+    """Of a run's last line."""
+    line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    return {name: value for name, value in line.items() if name.startswith("val/")}
+
+
 @pytest.fixture(scope="module")
 def by_eight(phantom, tmp_path_factory):
     """The run of eight devices."""
     workdir = tmp_path_factory.mktemp("runs") / "eight"
-    train_on(8, phantom, workdir)
+    train_on(8, phantom, workdir, eval_every=8)
     return workdir
 
 
 def test_eight_devices_equal_one(finished, by_eight):
     assert_same_run(by_eight, finished)
+    [ours, theirs] = (validation_of(workdir) for workdir in (by_eight, finished))
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_allclose(ours["val/loss/total"], theirs["val/loss/total"], rtol=2e-3)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -471,9 +475,3 @@ def test_missing_data_is_the_users_mistake(tmp_path):
 def test_the_newest_checkpoints_are_kept(finished):
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["4", "8"]
     assert restore_for_inference(finished)[1]["step"] == 8
-
-
-def test_augmentation_can_be_switched_off(phantom, tmp_path):
-    plain = AugmentConfig(flip=0.0, rotation=0.0, scale=0.0, transplant=0.0)
-    loop.run(dataclasses.replace(config_for(phantom, steps=1), augment=plain), tmp_path)
-    assert done(tmp_path)["steps"] == 1

@@ -16,7 +16,7 @@ from decomp_jax.retrieval import CodeBank
 from decomp_jax.training import loop
 from decomp_jax.training.checkpoint import restore_for_inference
 from tests.conftest import FAST_COMPILE, finish, free_address, start_python
-from tests.training.test_run import TINIEST, assert_same_run, config_for, done
+from tests.training.test_run import assert_same_run, config_for, done, validation_of
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -24,13 +24,6 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 def start_two(*command: object) -> list[subprocess.Popen]:
     job = (*command, f"--coordinator={free_address()}", "--processes=2")
     return [start_python(*job, f"--process={i}", XLA_FLAGS=FAST_COMPILE) for i in range(2)]
-
-
-@pytest.fixture(scope="module")
-def finished(phantom, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    loop.run(config_for(phantom, TINIEST, eval_every=8), workdir)
-    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +43,7 @@ def told(folder: Path, what: str) -> list[str | bool]:
 def test_two_processes_train_as_one(two, finished):
     assert told(two, "trained") == [True, True]
     assert_same_run(two / "two", finished)
+    assert validation_of(two / "two").keys() == validation_of(finished).keys()
 
 
 def test_two_processes_encode_and_search_as_one(two, phantom, tmp_path):
@@ -86,7 +80,7 @@ def test_damage_that_one_process_sees_sends_both_to_the_older_checkpoint(two, fi
 def test_one_process_goes_on_from_a_checkpoint_of_two(two, phantom, finished):
     (two / "two" / "done.json").unlink()
     (two / "two" / "checkpoints" / "8").rename(two / "two" / "checkpoints" / "8.damaged")
-    assert loop.run(config_for(phantom, TINIEST, eval_every=8), two / "two")
+    assert loop.run(config_for(phantom, eval_every=8), two / "two")
     assert_same_run(two / "two", finished)
     assert done(two / "two")["steps"] == 8
 
@@ -94,7 +88,9 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(two, phantom, finished):
 def demo(phantom: Path, workdir: Path) -> tuple[str, ...]:
     return ("train.py", "--config=configs/demo.py", f"--config.data.dir={phantom}", f"--workdir={workdir}",
             "--config.model.widths=(4,4)", "--config.model.own_blocks=0", "--config.train.eval_every=0",
-            "--config.train.log_every=1", "--config.train.batch_size=4")
+            "--config.train.log_every=1", "--config.train.batch_size=4", "--config.model.spade_width=4",
+            "--config.model.full_resolution_block=False", "--config.augment.rotation=0", "--config.augment.scale=0",
+            "--config.augment.transplant=0", "--config.augment.intensity=0")
 
 
 def test_refused_programs_end(phantom, tmp_path):

@@ -6,6 +6,7 @@ RUN is the finished run of one process. Writes OUT/told-I.json, and what trainin
 """
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import json
@@ -21,7 +22,8 @@ from decomp_jax.inference.encode import encode_split
 from decomp_jax.inference.search import search_banks
 from decomp_jax.processes import gather
 from decomp_jax.training import checkpoint, loop
-from tests.training.test_run import TINIEST, config_for
+from tests.training.conftest import shared_compilation
+from tests.training.test_run import config_for
 
 parser = argparse.ArgumentParser()
 for name in ("phantom", "run", "out"):
@@ -30,7 +32,7 @@ processes.add_flags(parser)
 args = parser.parse_args()
 processes.join(args)
 second = jax.process_index() == 1
-config = config_for(args.phantom, TINIEST, eval_every=8)
+config = config_for(args.phantom, eval_every=8)
 told = {}
 
 
@@ -63,6 +65,7 @@ def fail_in_second(error: Exception) -> None:
     checkpoint._read_state = fails
 
 
+contextlib.ExitStack().enter_context(shared_compilation())
 attempt("trained", config, args.out / "two")
 for split in ("query", "reference"):
     encode_split(args.out / "two", args.phantom, split, args.out / split)
@@ -81,7 +84,7 @@ if second:
     (data / "manifest.json").write_text(json.dumps({**manifest, "digest": content_digest(manifest)}))
 attempt("data", dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(data))), args.out / "data")
 
-attempt("no data", config_for(Path("/nowhere") if second else args.phantom, TINIEST), args.out / "none")
+attempt("no data", config_for(Path("/nowhere") if second else args.phantom), args.out / "none")
 
 
 read = checkpoint._read_state
