@@ -417,7 +417,9 @@ loop.run(config_for(Path(sys.argv[1]), eval_every=int(sys.argv[3])), sys.argv[2]
 
 def train_on(devices: int, phantom: Path, workdir: Path, eval_every: int = 0) -> None:
     flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
-    [ended] = finish(start_python("-c", JOB, phantom, workdir, str(eval_every), XLA_FLAGS=flags))
+    # Programs that wait for each other's threads in turn may wait for ever where devices outnumber cores.
+    environment = {"XLA_FLAGS": flags, "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+    [ended] = finish(start_python("-c", JOB, phantom, workdir, str(eval_every), **environment))
     assert ended.returncode == 0, ended.stderr
 
 
