@@ -54,10 +54,10 @@ def test_it_ends_while_it_is_laid_out(tmp_path: Path) -> None:
     try:
         assert program.stdout.readline().startswith("http://127.0.0.1:")
         program.terminate()
-        program.communicate(timeout=60)
+        _, errors = program.communicate(timeout=60)
     finally:
         program.kill()
-    assert program.returncode == 143
+    assert program.returncode == 143, errors
 
 
 def test_a_port_that_is_taken_is_told() -> None:
