@@ -55,10 +55,22 @@ def serve_room(room: Room, port: int) -> None:
     token = secrets.token_urlsafe(32)
     app = make_app(room, token)
     with _listening(port) as listening:
-        print(f"http://{ADDRESS}:{listening.getsockname()[1]}/#{token}", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on",
                                 timeout_graceful_shutdown=CLOSING)
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config, f"http://{ADDRESS}:{listening.getsockname()[1]}/#{token}").run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Prints its address once signals are its own: until then they are exceptions, which code below may swallow."""
+
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._address, flush=True)
 
 
 def _listening(port: int) -> socket.socket:
