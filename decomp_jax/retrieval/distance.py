@@ -223,7 +223,12 @@ def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: B
 def _every(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: Buckets) -> Array:
     def distances(lines: Array) -> Array:
         luts = _split(tables.exact[lines].T, buckets)
-        return add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
+        sums = _add_up_in_turn(codes.dense.T, luts.dense.T)
+        by_length = [
+            _add_up_in_turn(keys.T, jnp.broadcast_to(luts.sparse, (keys.shape[1], len(luts.sparse))))
+            for keys in _keys_by_length(codes.keys, buckets)
+        ]
+        return sums + jnp.concatenate(by_length) if by_length else sums
 
     return jnp.where(_allowed(codes.owners, exclude), lax.map(distances, tables.lines), NO_DISTANCE)
 
@@ -344,10 +349,23 @@ def _add_up_keys(keys: Shaped[Array, "n w"], luts: Shaped[Array, "e *q"]) -> Arr
 
 def _add_up_all_keys(keys: Shaped[Array, "_"], luts: Shaped[Array, "e *q"], buckets: Buckets
                       ) -> Array | int:
-    pieces = (keys[begin:end].reshape(-1, length)
-              for begin, end, (_, length) in zip(buckets.begins, buckets.begins[1:], buckets.sizes) if length)
-    sums = [_add_up_keys(piece, luts) for piece in pieces]
+    sums = [_add_up_keys(piece, luts) for piece in _keys_by_length(keys, buckets)]
     return jnp.concatenate(sums) if sums else 0
+
+
+def _keys_by_length(keys: Shaped[Array, "_"], buckets: Buckets) -> list[Shaped[Array, "_ _"]]:
+    return [keys[begin:end].reshape(-1, length)
+            for begin, end, (_, length) in zip(buckets.begins, buckets.begins[1:], buckets.sizes) if length]
+
+
+def _add_up_in_turn(codes: Shaped[Array, "p n"], luts: Shaped[Array, "p k"]) -> Shaped[Array, "n"]:
+    """Sums over positions of luts[p,codes[p]], not unrolled: what is seldom run is better compiled quickly."""
+
+    def add(sums: Array, position: tuple[Array, Array]) -> tuple[Array, None]:
+        code, lut = position
+        return sums + lut.at[code].get(mode="promise_in_bounds"), None
+
+    return lax.scan(add, jnp.zeros(codes.shape[1], luts.dtype), (codes, luts))[0]
 
 
 def _sum(entries: list, luts: Array) -> Array | int:
