@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 sys.path.insert(0, str(ROOT))  # configs/ and the two programs are not installed
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))  # compile once,
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # and what is small, for it is much
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))  # compile each step once
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # and what is small: there is much of it
 install_import_hook(["decomp_jax.models", "decomp_jax.losses"], "beartype.beartype")
 
 

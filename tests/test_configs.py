@@ -25,7 +25,7 @@ TINY = demo.RECOMMENDED.replace({
     "train.batch_size": 2, "train.steps": 8,
 })
 BASES = ("paper", "paper_sane")  # `recommended` takes steps in tests/training/test_step.py
-# Each addition, and each ablation of the base that has what it takes away.
+# Traced here, compiled in tests marked `long`: single additions, and each ablation of the base that has what it takes away.
 OTHERS = (
     "recommended",
     "paper_sane+nothing+layout",

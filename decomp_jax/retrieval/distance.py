@@ -223,11 +223,9 @@ def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: B
 def _every(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: Buckets) -> Array:
     def distances(lines: Array) -> Array:
         luts = _split(tables.exact[lines].T, buckets)
-        sums = _add_up_in_turn(codes.dense.T, luts.dense.T)
-        by_length = [
-            _add_up_in_turn(keys.T, jnp.broadcast_to(luts.sparse, (keys.shape[1], len(luts.sparse))))
-            for keys in _keys_by_length(codes.keys, buckets)
-        ]
+        sums = _add_up_in_turn(lambda code, lut: lut.at[code], codes.dense.T, luts.dense.T)
+        by_length = [_add_up_in_turn(lambda key: luts.sparse.at[key], keys.T)
+                     for keys in _keys_by_length(codes.keys, buckets)]
         return sums + jnp.concatenate(by_length) if by_length else sums
 
     return jnp.where(_allowed(codes.owners, exclude), lax.map(distances, tables.lines), NO_DISTANCE)
@@ -358,14 +356,13 @@ def _keys_by_length(keys: Shaped[Array, "_"], buckets: Buckets) -> list[Shaped[A
             for begin, end, (_, length) in zip(buckets.begins, buckets.begins[1:], buckets.sizes) if length]
 
 
-def _add_up_in_turn(codes: Shaped[Array, "p n"], luts: Shaped[Array, "p k"]) -> Shaped[Array, "n"]:
-    """Sums over positions of luts[p,codes[p]], not unrolled: what is seldom run is better compiled quickly."""
+def _add_up_in_turn(entry: Callable, codes: Shaped[Array, "p n"], *luts: Int64[Array, "p k"]) -> Int64[Array, "n"]:
+    """Sums over positions of their entries, not unrolled: what is seldom run is better compiled quickly."""
 
-    def add(sums: Array, position: tuple[Array, Array]) -> tuple[Array, None]:
-        code, lut = position
-        return sums + lut.at[code].get(mode="promise_in_bounds"), None
+    def add(sums: Array, position: tuple[Array, ...]) -> tuple[Array, None]:
+        return sums + entry(*position).get(mode="promise_in_bounds"), None
 
-    return lax.scan(add, jnp.zeros(codes.shape[1], luts.dtype), (codes, luts))[0]
+    return lax.scan(add, jnp.zeros(codes.shape[1], jnp.int64), (codes, *luts))[0]
 
 
 def _sum(entries: list, luts: Array) -> Array | int:

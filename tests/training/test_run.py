@@ -411,15 +411,15 @@ import sys
 from pathlib import Path
 from decomp_jax.training import loop
 from tests.training.test_run import config_for
-loop.run(config_for(Path(sys.argv[1]), eval_every=int(sys.argv[3])), sys.argv[2])
+loop.run(config_for(Path(sys.argv[1]), eval_every=8), sys.argv[2])
 """
 
 
-def train_on(devices: int, phantom: Path, workdir: Path, eval_every: int = 0) -> None:
+def train_on(devices: int, phantom: Path, workdir: Path) -> None:
     flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
     # Programs that wait for each other's threads in turn may wait for ever where devices outnumber cores.
     environment = {"XLA_FLAGS": flags, "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
-    [ended] = finish(start_python("-c", JOB, phantom, workdir, str(eval_every), **environment))
+    [ended] = finish(start_python("-c", JOB, phantom, workdir, **environment))
     assert ended.returncode == 0, ended.stderr
 
 
@@ -429,7 +429,7 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (workdir, expected)
     )
-    assert len(ours) == len(theirs) and ours[-1].keys() <= theirs[-1].keys()
+    assert len(ours) == len(theirs) and ours[-1].keys() == theirs[-1].keys()
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a["train/loss/total"], b["train/loss/total"], rtol=2e-3)
     np.testing.assert_allclose(ours[0]["train/gradient_norm"], theirs[0]["train/gradient_norm"], rtol=1e-2)
@@ -438,25 +438,16 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
     assert np.median(differences) < 1e-5 and np.mean(differences) < 1e-3
 
 
-def validation_of(workdir: Path) -> dict[str, float]:
-    """Of a run's last line."""
-    line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    return {name: value for name, value in line.items() if name.startswith("val/")}
-
-
 @pytest.fixture(scope="module")
 def by_eight(phantom, tmp_path_factory):
     """The run of eight devices."""
     workdir = tmp_path_factory.mktemp("runs") / "eight"
-    train_on(8, phantom, workdir, eval_every=8)
+    train_on(8, phantom, workdir)
     return workdir
 
 
 def test_eight_devices_equal_one(finished, by_eight):
     assert_same_run(by_eight, finished)
-    [ours, theirs] = (validation_of(workdir) for workdir in (by_eight, finished))
-    assert ours.keys() == theirs.keys()
-    np.testing.assert_allclose(ours["val/loss/total"], theirs["val/loss/total"], rtol=2e-3)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
