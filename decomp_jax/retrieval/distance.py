@@ -25,7 +25,7 @@ where all codes are dense.
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,8 +146,8 @@ class DistinctCodes(NamedTuple):
 
     Attributes:
         dense: uint16 [n,dense], an index for each dense position.
-        keys: uint16 or uint32, flat, `index * sparse + position` of the sparse positions whose index isn't 0, padded
-            with 0 to the length of the bucket.
+        keys: uint16 or uint32, flat, `position * K + index` of the sparse positions whose index isn't 0, K being the
+            width of the tables, padded with 0 to the length of the bucket.
         owners: int32 [n], the one patient that has the code; SEVERAL or NOBODY.
         numbers: int32 [n], the code's number in the order of first rows; a larger one for padding.
     """
@@ -205,8 +205,8 @@ def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: B
     code = (group[..., None] * GROUP + jnp.arange(GROUP, dtype=group.dtype)).reshape(len(group), -1)
 
     def distances(one: tuple[Array, Array]) -> Array:
-        luts = _split(tables.exact[one[1]].T, buckets)
-        return add_up(codes.dense[one[0]], luts.dense) + _add_up_keys(_keys(codes.keys, one[0], buckets), luts.sparse)
+        luts = _luts(tables.exact[one[1]], buckets)
+        return add_up(codes.dense[one[0]], luts.dense) + _add_up_keys(_keys(codes.keys, one[0], buckets).T, luts.sparse)
 
     distance = lax.map(distances, (code, tables.lines))
     distance = jnp.where(_allowed(codes.owners[code], exclude), distance, NO_DISTANCE)
@@ -222,10 +222,10 @@ def _nearest(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: B
 
 def _every(codes: DistinctCodes, tables: Tables, exclude: Array, *, buckets: Buckets) -> Array:
     def distances(lines: Array) -> Array:
-        luts = _split(tables.exact[lines].T, buckets)
+        luts = _luts(tables.exact[lines], buckets)
         sums = _add_up_in_turn(lambda code, lut: lut.at[code], codes.dense.T, luts.dense.T)
-        by_length = [_add_up_in_turn(lambda key: luts.sparse.at[key], keys.T)
-                     for keys in _keys_by_length(codes.keys, buckets)]
+        by_length = [_add_up_in_turn(lambda key: luts.sparse.at[key], codes.keys[begin:end].reshape(-1, length).T)
+                     for begin, end, (_, length) in zip(buckets.begins, buckets.begins[1:], buckets.sizes) if length]
         return sums + jnp.concatenate(by_length) if by_length else sums
 
     return jnp.where(_allowed(codes.owners, exclude), lax.map(distances, tables.lines), NO_DISTANCE)
@@ -244,7 +244,7 @@ def group_minima(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Ar
     """
     if jax.default_backend() != "cpu":
         return _minima_by_products(codes.dense, lower[lines])
-    return _minima_by_look_ups(codes, lower[lines[0] if len(lines) == 1 else lines], buckets)
+    return (_minima_of_one if len(lines) == 1 else _minima_of_batch)(codes, lower, lines, buckets)
 
 
 def _minima_by_products(codes: UInt16[Array, "n p"], lower: UInt8[Array, "q p k"]) -> Int[Array, "q g"]:
@@ -267,38 +267,56 @@ def _minima_by_products(codes: UInt16[Array, "n p"], lower: UInt8[Array, "q p k"
     return (lax.map(minima, blocks, batch_size=BLOCKS).reshape(-1, len(lower)).T + middle * len(tables)).astype(jnp.int16)
 
 
-def _minima_by_look_ups(codes: DistinctCodes, lower: Array, buckets: Buckets) -> Int[Array, "q g"]:
+def _minima_of_one(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Array, "1 p"], buckets: Buckets
+                   ) -> Int[Array, "1 g"]:
+    """Fused, the whole would be shared out among threads by codes, of which those with long lists take the longest, and
+    its tables would crowd each other out of the cache. So each part is computed apart.
+    """
+    def apart(function: Callable[[], Any]) -> Any:
+        """What a function gives, as arrays: XLA's CPU compiler fuses nothing with what a condition gives."""
+        nothing = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), jax.eval_shape(function))
+        return lax.cond(lines[0, 0] >= 0, function, lambda: nothing)  # always, which the compiler can't know
+
+    luts = apart(lambda: _luts(lower[lines[0]], buckets))
+    if not buckets.sparse:
+        return add_up(codes.dense, luts.dense).reshape(1, -1, GROUP).min(2)
+    sums = apart(lambda: add_up(codes.dense, luts.dense)) if buckets.dense else None
+    minima = []
+    for begin, end, first, (count, length) in zip(buckets.begins, buckets.begins[1:], buckets.firsts, buckets.sizes):
+        def bucket_minima() -> Array:
+            keys = [lax.slice(codes.keys, (begin + i,), (end,), (length,)) for i in range(length)]
+            bounds = _add_up_keys(keys, luts.sparse) - jnp.int16(length * zero(buckets.dense + buckets.sparse))
+            return (bounds if sums is None else bounds + sums[first:first + count]).reshape(-1, GROUP).min(1)
+
+        minima.append(apart(bucket_minima))
+    return jnp.concatenate(minima)[None]
+
+
+def _minima_of_batch(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Array, "q p"], buckets: Buckets
+                     ) -> Int[Array, "q g"]:
     """XLA's CPU compiler turns gathers of rows into scalar code once they are fused with a reduction. So each turn adds
     up one block while it reduces the one before: a loop's carry is never fused.
-
-    Args:
-        lower: uint8 [Q,p,k], or [p,k] of one query.
     """
-    queries, middle = len(lower) if lower.ndim == 3 else 1, zero(buckets.dense + buckets.sparse)
-    luts = _split(lower.T, buckets)
+    queries, luts = len(lines), _luts(lower[lines], buckets)
     count, length = np.array(buckets.sizes).T
-    zeros = jnp.asarray(np.repeat(length * middle, count // GROUP), jnp.int16)  # of the sparse keys
+    zeros = np.repeat(length * zero(buckets.dense + buckets.sparse), count // GROUP).astype(np.int16)  # of the keys
 
     def reduce(bounds: Array) -> Array:
         return bounds.reshape(-1, GROUP, queries).min(1)
 
-    if queries == 1:
-        sums = add_up(codes.dense, luts.dense) + _add_up_all_keys(codes.keys, luts.sparse, buckets)
-        return reduce(sums).T - zeros
-
-    def add_up_keys(block: Array, begin: int, first: int, length: int) -> Array:
+    def add_keys(sums: Array, block: Array, begin: int, first: int, length: int) -> Array:
         start = begin + (block - first // BLOCK) * (BLOCK * length)
         keys = lax.dynamic_slice(codes.keys, (start,), (BLOCK * length,)).reshape(BLOCK, length)
-        return _add_up_keys(keys, luts.sparse)
+        return sums + _add_up_keys(keys.T, luts.sparse)
 
-    by_bucket = [functools.partial(add_up_keys, begin=begin, first=first, length=length)
+    by_bucket = [functools.partial(add_keys, begin=begin, first=first, length=length)
                  for begin, first, (_, length) in zip(buckets.begins, buckets.firsts, buckets.sizes)]
 
     def turn(before: Array, block: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         dense, number, bucket = block
         sums = add_up(dense, luts.dense)
         if buckets.sparse:
-            sums += lax.switch(bucket, by_bucket, number)
+            sums = lax.switch(bucket, by_bucket, sums, number)
         return sums, reduce(before)
 
     blocks = count // BLOCK
@@ -310,15 +328,16 @@ def _minima_by_look_ups(codes: DistinctCodes, lower: Array, buckets: Buckets) ->
 
 
 class Luts(NamedTuple):
-    """Entries of one query, or with a last axis of several: of dense positions [k,p], of sparse keys [k*p]."""
+    """Entries of one query, or with a last axis of several: of dense positions [k,p], of sparse keys [p*k]."""
 
     dense: Array
     sparse: Array
 
 
-def _split(luts: Shaped[Array, "k p *q"], buckets: Buckets) -> Luts:
-    sparse = luts[:, buckets.dense:]
-    return Luts(luts[:, :buckets.dense], sparse.reshape(-1, *sparse.shape[2:]))
+def _luts(entries: Shaped[Array, "*q p k"], buckets: Buckets) -> Luts:
+    entries = jnp.moveaxis(entries, (-2, -1), (0, 1))
+    sparse = entries[buckets.dense:]
+    return Luts(entries[:buckets.dense].swapaxes(0, 1), sparse.reshape(-1, *sparse.shape[2:]))
 
 
 def _keys(keys: Shaped[Array, "_"], at: Int[Array, "n"], buckets: Buckets) -> Shaped[Array, "n w"]:
@@ -341,19 +360,8 @@ def add_up(codes: UInt16[Array, "n p"], luts: Shaped[Array, "k p *q"]) -> Array 
     return _sum([luts.at[codes[:, p], p] for p in range(codes.shape[1])], luts)
 
 
-def _add_up_keys(keys: Shaped[Array, "n w"], luts: Shaped[Array, "e *q"]) -> Array | int:
-    return _sum([luts.at[keys[:, i]] for i in range(keys.shape[1])], luts)
-
-
-def _add_up_all_keys(keys: Shaped[Array, "_"], luts: Shaped[Array, "e *q"], buckets: Buckets
-                      ) -> Array | int:
-    sums = [_add_up_keys(piece, luts) for piece in _keys_by_length(keys, buckets)]
-    return jnp.concatenate(sums) if sums else 0
-
-
-def _keys_by_length(keys: Shaped[Array, "_"], buckets: Buckets) -> list[Shaped[Array, "_ _"]]:
-    return [keys[begin:end].reshape(-1, length)
-            for begin, end, (_, length) in zip(buckets.begins, buckets.begins[1:], buckets.sizes) if length]
+def _add_up_keys(keys: Sequence[Shaped[Array, "n"]], luts: Shaped[Array, "e *q"]) -> Array | int:
+    return _sum([luts.at[some] for some in keys], luts)
 
 
 def _add_up_in_turn(entry: Callable, codes: Shaped[Array, "p n"], *luts: Int64[Array, "p k"]) -> Int64[Array, "n"]:

@@ -57,14 +57,14 @@ class Layout:
 
 
 def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.ndarray, mesh: Mesh, *, sparse: int,
-                kind: np.dtype) -> Layout:
+                width: int) -> Layout:
     """Layout of N rows over the axis "data" of a mesh.
 
     Args:
         read: gives the codes uint16 [n,positions] of n rows.
         patients: int32 [N], number of each row's patient.
         sparse: how many of the positions, the last ones, are sparse: most codes have a 0 there.
-        kind: type of the keys, see `Buckets`.
+        width: of the tables, more than any index.
     """
     code_of_row, first_row = _distinct(read, len(patients))
     order = np.argsort(code_of_row, kind="stable").astype(np.int32)
@@ -73,7 +73,7 @@ def make_layout(read: Callable[[np.ndarray | slice], np.ndarray], patients: np.n
     patient, starts = patients[order], members.starts[:-1]
     first, last = np.minimum.reduceat(patient, starts), np.maximum.reduceat(patient, starts)
     owners = np.append(np.where(first == last, first, SEVERAL), NOBODY).astype(np.int32)[numbers]
-    codes = DistinctCodes(*_arrays(read, first_row, buckets, numbers, kind), owners, numbers)
+    codes = DistinctCodes(*_arrays(read, first_row, buckets, numbers, width), owners, numbers)
     return Layout(jax.device_put(codes, NamedSharding(mesh, P("data"))), buckets, members, patients)
 
 
@@ -138,9 +138,10 @@ def _buckets(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, shards:
 
 
 def _arrays(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, buckets: Buckets, numbers: np.ndarray,
-            kind: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+            width: int) -> tuple[np.ndarray, np.ndarray]:
     """`dense` and `keys` of `DistinctCodes`, of all shards; `numbers` as `_buckets` gives them."""
     shards = len(numbers) // buckets.firsts[-1]
+    kind = np.min_scalar_type(max(2**16, buckets.sparse * width) - 1)
     dense = aligned((len(numbers), buckets.dense), np.dtype(np.uint16))
     keys = aligned((shards, buckets.begins[-1]), kind)
     for shard, shard_keys in enumerate(keys):
@@ -152,16 +153,16 @@ def _arrays(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, buckets:
             for some in chunks(len(members)):
                 codes = read(rows[members[some]])
                 dense[first:][some][:len(codes)] = codes[:, :buckets.dense]
-                bucket_keys[some][:len(codes)] = _pack(codes[:, buckets.dense:], length, kind)
+                bucket_keys[some][:len(codes)] = _pack(codes[:, buckets.dense:], length, width, kind)
     return dense, keys.ravel()
 
 
-def _pack(codes: np.ndarray, length: int, kind: np.dtype) -> np.ndarray:
+def _pack(codes: np.ndarray, length: int, width: int, kind: np.dtype) -> np.ndarray:
     """Keys [n,length] of the indices other than 0 of codes [n,positions]."""
     keys = np.zeros((len(codes), length), kind)
     code, position = np.nonzero(codes)
     rank = np.arange(len(code)) - np.searchsorted(code, code)
-    keys[code, rank] = codes[code, position].astype(kind) * codes.shape[1] + position
+    keys[code, rank] = position * width + codes[code, position]
     return keys
 
 

@@ -120,9 +120,9 @@ def make_index(
     names, patients = _number_patients(ids[start:stop])
     read_own = functools.partial(read, slice(start, stop))
     cells = read_own(slice(0)).shape[1] // len(codebooks)
-    sparse = [len(codebook) for path, codebook in codebooks.items() if _scanned_sparse(path, codebook)]
-    kind = np.min_scalar_type(max([2**16, *(size * cells for size in sparse)]) - 1)
-    layout = make_layout(read_own, patients, mesh.local_mesh, sparse=len(sparse) * cells, kind=kind)
+    sparse = sum(_scanned_sparse(path, codebook) for path, codebook in codebooks.items())
+    width = max(map(len, codebooks.values()))
+    layout = make_layout(read_own, patients, mesh.local_mesh, sparse=sparse * cells, width=width)
     return Index(layout, codebooks, ids, start, names, np.bincount(patients).max(initial=0), mesh)
 
 
