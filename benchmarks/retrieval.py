@@ -83,17 +83,17 @@ def make_queries(bank: CodeBank, part: str, count: int, seed: int = 1) -> np.nda
     return np.where(rng.random(codes.shape) < 0.05, rng.integers(0, CODES, codes.shape), codes)
 
 
-def product_quantiser(bank: CodeBank) -> faiss.IndexPQ:
+def product_quantiser(bank: CodeBank, path: str) -> faiss.IndexPQ:
     """FAISS PQ with our codebook in all 64 places: the same distance, from codes of 9 bits."""
     cells = GRID[0] * GRID[1]
     index = faiss.IndexPQ(cells * WIDTH, cells, 9)
-    faiss.copy_array_to_vector(np.tile(bank.normal_codebook.ravel(), cells), index.pq.centroids)
+    faiss.copy_array_to_vector(np.tile(getattr(bank, f"{path}_codebook").ravel(), cells), index.pq.centroids)
 
     def pack(codes: np.ndarray) -> np.ndarray:
         bits = (codes.reshape(len(codes), cells, 1) >> np.arange(9, dtype=np.uint16) & 1).astype(np.uint8)
         return np.packbits(bits.reshape(len(codes), -1), axis=1, bitorder="little")
 
-    pieces = np.array_split(bank.normal_indices, -(-len(bank) // 10_000))
+    pieces = np.array_split(getattr(bank, f"{path}_indices"), -(-len(bank) // 10_000))
     faiss.copy_array_to_vector(np.concatenate([pack(codes) for codes in pieces]).ravel(), index.codes)
     index.is_trained, index.ntotal = True, len(bank)
     return index
@@ -101,7 +101,7 @@ def product_quantiser(bank: CodeBank) -> faiss.IndexPQ:
 
 def rivals(bank: CodeBank) -> dict[str, Method]:
     """What a user could pick instead, all exact but for float32 rounding."""
-    quantiser = product_quantiser(bank)
+    quantiser = product_quantiser(bank, "normal")
     book = bank.normal_codebook
     methods: dict[str, Method] = {"faiss PQ": lambda q, k: quantiser.search(book[q].reshape(len(q), -1), k)}
     if len(bank) > MOST_DENSE:
@@ -171,8 +171,9 @@ def run_apart(*flags: str, **environment: str) -> dict[str, float]:
     return json.loads(run.stdout)
 
 
-def fresh_process(directory: str, parts: list[str]) -> None:
-    """Opens a bank and searches it twice; prints what that took as JSON. Run in a process of its own.
+def fresh_process(directory: str, parts: list[str], patients: bool) -> None:
+    """Opens a bank and searches it twice, for slices or for patients; prints what that took as JSON. Run in a process of
+    its own.
 
     Memory in MB, as Linux counts it: what the process holds after the second search beyond what it held before it
     opened the bank, JAX being up; the most it held between; `mapped` is the part that is pages of files.
@@ -186,8 +187,13 @@ def fresh_process(directory: str, parts: list[str]) -> None:
     resident, mapped = memory("VmRSS"), memory("RssFile")
     opening = seconds(lambda: CodeBank.load(directory))
     bank = CodeBank.load(directory)
-    queries = {part: getattr(bank, f"{part}_indices")[:1] for part in parts}
-    first, second = (seconds(lambda: bank.search(**queries)) for _ in range(2))
+    rows = slice(QUERY_SLICES if patients else 1)
+    queries = codes(**{part: getattr(bank, f"{part}_indices")[rows] for part in parts})
+
+    def search() -> object:
+        return bank.search_patients(queries, heights=bank.heights[rows]) if patients else bank.search(queries)
+
+    first, second = (seconds(search) for _ in range(2))
     print(json.dumps({"open": opening, "first": first, "second": second, "resident": memory("VmRSS") - resident,
                       "mapped": memory("RssFile") - mapped, "peak": memory("VmHWM") - resident}))
 
@@ -315,6 +321,10 @@ def by_queries(bank: CodeBank, rounds: int) -> Iterator[str]:
     """Table lines: search by lesion, by both codes, and asymmetric, each beside what it is to be compared with."""
     sparse = make_sparse(bank)
     dense = make_dense(sparse)
+    quantiser = product_quantiser(sparse, "abnormal")
+
+    def by_faiss(indices: np.ndarray) -> None:
+        quantiser.search(sparse.abnormal_codebook[indices].reshape(len(indices), -1), 10)
 
     def noisy(path: str, indices: np.ndarray) -> Queries:
         book = getattr(sparse, f"{path}_codebook")
@@ -328,6 +338,8 @@ def by_queries(bank: CodeBank, rounds: int) -> Iterator[str]:
         pairs = {
             "lesion, sparse / dense": (lambda i: sparse.search(abnormal=lesion[i]),
                                        lambda i: dense.search(abnormal=lesion[i]), f"{1 / 4 if count == 1 else 1 / 2}"),
+            "lesion, sparse / FAISS PQ": (lambda i: sparse.search(abnormal=lesion[i]), lambda i: by_faiss(lesion[i]),
+                                          f"{1 / 20}" if count == 1 else ""),
             "both codes / normal": (lambda i: sparse.search(normal=normal[i], abnormal=lesion[i]),
                                     lambda i: sparse.search(normal=normal[i]), "1.3"),
             "normal, latents / codes": (lambda i: sparse.search(noisy("normal", normal[i])),
@@ -346,8 +358,8 @@ def bytes_a_code(bank: CodeBank) -> str:
             "(at most 40), rows, patients and padding included.")
 
 
-def by_patient(bank: CodeBank, rounds: int) -> str:
-    """Seconds that a patient of 65 slices takes among patients of 100 slices."""
+def by_patient(bank: CodeBank, rounds: int) -> Iterator[str]:
+    """Seconds that a patient of 65 slices takes among patients of 100 slices, and what a process holds for it."""
     rows = bank.rows.copy()
     rows["patient_id"] = np.char.mod("p%d", np.arange(len(bank)) // PATIENT_SLICES)
     rows["slice_index"] = np.arange(len(bank)) % PATIENT_SLICES
@@ -365,8 +377,14 @@ def by_patient(bank: CodeBank, rounds: int) -> str:
                 queries, heights=rows["slice_index"][own], exclude=rows["patient_id"][own[:1]],
             )))
     texts = [f"{by} {spread(took[1:])}" for by, took in times.items()]
-    return (f"- A patient of {QUERY_SLICES} slices among {len(bank) // PATIENT_SLICES:,} patients of {PATIENT_SLICES}: "
-            f"{', '.join(texts)} s (at most 1).")
+    yield (f"- A patient of {QUERY_SLICES} slices among {len(bank) // PATIENT_SLICES:,} patients of {PATIENT_SLICES}: "
+           f"{', '.join(texts)} s (at most 1).")
+    with tempfile.TemporaryDirectory() as folder:
+        bank.save(f"{folder}/bank")
+        size = sum(file.stat().st_size for file in Path(folder, "bank").iterdir()) / 2**20
+        held = run_apart("--fresh", f"{folder}/bank", "normal", "abnormal", "--patients")
+    yield (f"- Memory for it in a fresh process, by both codes: {held['resident']:.0f} MB, at the peak {held['peak']:.0f} MB "
+           f"(at most {2 * size:.0f}, twice the bank's files).")
 
 
 def report_queries(sizes: list[int], rounds: int) -> Iterator[str]:
@@ -380,7 +398,7 @@ def report_queries(sizes: list[int], rounds: int) -> Iterator[str]:
     yield ""
     for bank in banks:
         yield bytes_a_code(bank)
-        yield by_patient(bank, rounds)
+        yield from by_patient(bank, rounds)
     yield f"- Load at the end: {os.getloadavg()[0]:.1f}."
 
 
@@ -418,10 +436,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=REPORTS, default=list(REPORTS), help="what to measure")
     parser.add_argument("--write", type=Path, help="document whose measured parts to replace")
     parser.add_argument("--fresh", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--patients", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--exact", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.fresh:
-        return fresh_process(flags.fresh[0], flags.fresh[1:])
+        return fresh_process(flags.fresh[0], flags.fresh[1:], flags.patients)
     if flags.exact:
         return count_wrong(flags.exact, queries=8)
     for part in flags.parts:
