@@ -35,8 +35,8 @@ def read_features(
     for name, path in files:
         if name in found[next(iter(found))] or name in rankers.METHODS or name in patients.METHODS:
             raise UserError(f"--features: {name} is the name of another method; name them apart")
-        _check_source(path, datasets)
         vectors = _load(path, sum(map(len, datasets.values())))
+        _check_source(path, datasets)
         start = 0
         for splits, dataset in datasets.items():
             found[splits][name] = vectors[start : start + len(dataset)]

@@ -265,6 +265,7 @@ class CodeBank:
         if (path, mesh) not in self.cache:
             read = functools.partial(self.read, (path,), slice(None))
             self.cache[path, mesh] = make_patient_index(read, self.rows["patient_id"], self.heights, mesh)
+            leave_pages(self.rows)
         return self.cache[path, mesh]
 
     @functools.cached_property

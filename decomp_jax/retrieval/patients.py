@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Float32, Float64, Int64, Shaped, UInt16
+from jaxtyping import Array, Float, Float32, Float64, Int32, Int64, Shaped, UInt16
 
 from decomp_jax.retrieval.distance import add_up, quantise
 from decomp_jax.retrieval.layout import aligned, chunks, run_starts
@@ -61,7 +61,7 @@ class PatientIndex(NamedTuple):
         codes: uint16 [n,p].
         on_devices: the same, shared out; where the device is the CPU, in the same memory.
         heights: float32 [n], mm; nan for padding.
-        rows: int64 [n], the bank's; -1 for padding.
+        rows: int32 [n], the bank's; -1 for padding.
         starts: [patients+1], position of each patient's first slice; the last is where padding alone begins.
         names: sorted ids of the patients.
         mesh: the devices, along its axis "data".
@@ -70,7 +70,7 @@ class PatientIndex(NamedTuple):
     codes: UInt16[np.ndarray, "n p"]
     on_devices: UInt16[Array, "n p"]
     heights: Float32[np.ndarray, "n"]
-    rows: Int64[np.ndarray, "n"]
+    rows: Int32[np.ndarray, "n"]
     starts: Int64[np.ndarray, "s"]
     names: np.ndarray
     mesh: Mesh
@@ -110,7 +110,7 @@ def make_patient_index(
     share = BLOCK * mesh.size
     total = -(-max(starts[-1], 1) // share) * share
     at = np.arange(len(ids)) + np.repeat(starts[:-1] - heads, sizes)
-    rows, codes = np.full(total, -1), aligned((total, read(slice(0)).shape[1]), np.dtype(np.uint16))
+    rows, codes = np.full(total, -1, np.int32), aligned((total, read(slice(0)).shape[1]), np.dtype(np.uint16))
     sorted_heights = np.full(total, np.nan, np.float32)
     rows[at], sorted_heights[at] = order, heights[order]
     for some in chunks(len(ids)):

@@ -51,5 +51,9 @@ def test_names_are_of_one_method_each(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.npy"
+    with pytest.raises(UserError, match="vectors.npy: no .npy file that can be read"):
+        read_features([("mine", path)], HEADS)
+    np.save(path, np.zeros((15, 4)))
     with pytest.raises(UserError, match="vectors.json: can't be read"):
-        read_features([("mine", tmp_path / "vectors.npy")], HEADS)
+        read_features([("mine", path)], HEADS)
