@@ -85,8 +85,9 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command.add_argument("--lesion_slice", type=int, help="slice of --lesion_from")
     command.add_argument("--lesion_mask", type=Path, help="mask of the brain of --lesion_from")
     command.add_argument("--sketch", type=Path, metavar="FILE",
-                         help="label map of a lesion, searched in place of the image's (PNG, .npy, NIfTI; any size)")
-    command.add_argument("--region", type=Path, metavar="FILE", help="mask of the part of the image that counts")
+                         help="label map of a lesion, searched in place of the image's (PNG, .npy, NIfTI); of the size of "
+                              "the image's slices it lies on these, of any other it fills the field")
+    command.add_argument("--region", type=Path, metavar="FILE", help="mask of the part of the image that counts, likewise")
     command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
     command.add_argument("--weight", type=float, metavar="W",
                          help="share of the lesion in a search by both, 0 to 1 (default: 0.5)")

@@ -15,7 +15,7 @@ from decomp_jax.inference.display import fitting
 from decomp_jax.inference.drawing import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
-from decomp_jax.preparation.scan import open_scan, prepare_scan
+from decomp_jax.preparation.scan import Scan, open_scan
 from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents
 from decomp_jax.retrieval.queries import PATHS
 
@@ -33,7 +33,7 @@ class Question:
         lesion_from: another image, with `lesion_slice` and `lesion_mask`, whose lesion is looked for in place of the
             first one's.
         sketch: label map of the network's lesion classes, looked for in place of the image's lesion.
-        region: mask of the part of the image that counts.
+        region: mask of the part of the image that counts. Where either lies, `load_drawing` says.
         weight: share of the lesion in a search by both codes; 0.5 is their plain sum.
         like, unlike: rows of the bank.
         codes: compares codes with codes, as the paper does; else what is asked is not quantised.
@@ -134,10 +134,14 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
         if (index is None) != (decomposer.settings.foreground == FOREGROUND):
             raise UserError(f"{flag}: the network was trained on pictures; leave the slice of {path} out" if index is not None
                             else f"{flag}: the network was trained on scans; name the slice of {path}, from the feet up")
-    sketch, region = _read_drawings(question, decomposer)
+    scans = [_open(*source, decomposer) for source in sources]
+    sketch, region = _read_drawings(question, decomposer, scans[0] if scans else None)
     images, lesions, points = None, None, {}
     if sources:
-        images = np.stack([_prepare(*source, decomposer) for source in sources])
+        images = np.stack([
+            prepare_picture(Path(path), decomposer.settings) if scan is None else scan.shown(index)
+            for scan, (path, index, _) in zip(scans, sources)
+        ])
         output = decomposer.decompose(images)
         lesions = output.segmentation.argmax(-1).astype(np.uint8)
         points = {"normal": output.z_e_normal[:1], "abnormal": output.z_e_abnormal[-1:]}
@@ -156,7 +160,7 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
 def read_scan(question: Question, decomposer: Decomposer, bank: CodeBank) -> Asked:
     """A question about patients, with all slices of a scan. Raises UserError if a file can't be used."""
     scan = open_scan(Path(question.image), decomposer.settings, question.mask and Path(question.mask))
-    _, region = _read_drawings(question, decomposer)
+    _, region = _read_drawings(question, decomposer, scan)
     slices = scan.filled_slices
     images = scan.image(slices)
     batches = [decomposer.decompose(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
@@ -185,10 +189,11 @@ def _queries(
         return region_weights(region, decomposer.grid) * queries
 
 
-def _read_drawings(question: Question, decomposer: Decomposer) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _read_drawings(question: Question, decomposer: Decomposer, scan: Scan | None
+                   ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The label map of --sketch and the mask of --region."""
     sketch, region = (
-        None if path is None else load_drawing(Path(path), decomposer.settings, question.slice_index)
+        None if path is None else load_drawing(Path(path), decomposer.settings, question.slice_index, scan)
         for path in (question.sketch, question.region)
     )
     return sketch, None if region is None else region > 0
@@ -203,14 +208,13 @@ def _quantised(decomposer: Decomposer, points: Mapping[str, np.ndarray]) -> dict
     return {path: getattr(indices, f"{path}_indices") for path in PATHS if path in points}
 
 
-def _prepare(
-    path: Path, slice_index: int | None, mask: Path | None, decomposer: Decomposer
-) -> Float[np.ndarray, "s s c"]:
+def _open(path: Path, slice_index: int | None, mask: Path | None, decomposer: Decomposer) -> Scan | None:
+    """The scan, None where it is a picture."""
     if slice_index is not None:
-        return prepare_scan(Path(path), decomposer.settings, slice_index, mask and Path(mask))
+        return open_scan(Path(path), decomposer.settings, mask and Path(mask))
     if mask is not None:
         raise UserError(f"{mask}: is of a volume; name the slice of {path}, too")
-    return prepare_picture(Path(path), decomposer.settings)
+    return None
 
 
 @contextlib.contextmanager

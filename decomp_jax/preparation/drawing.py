@@ -14,21 +14,26 @@ from decomp_jax.preparation.scan import Scan
 from decomp_jax.preparation.volume import Source, load_volume
 
 
-def load_drawing(path: Path, settings: Settings, slice_index: int | None = None) -> Integer[np.ndarray, "n n"]:
+def load_drawing(path: Path, settings: Settings, slice_index: int | None = None, scan: Scan | None = None
+                 ) -> Integer[np.ndarray, "n n"]:
     """The values of a drawing on the field of view, of any size n.
 
-    Bitmaps and NumPy arrays fill the field with their longer side, as pictures do. For networks of scans, NIfTI files
-    lie where scans do, by their millimetres.
+    Bitmaps and NumPy arrays of as many pixels as the slices of the scan asked with lie on these; others fill the field
+    with their longer side, as pictures do. For networks of scans, NIfTI files lie where scans do, by their millimetres.
 
     Args:
         settings: of the data that the network was trained on.
         slice_index: slice of a NIfTI volume, counted as a scan's; drawings of one slice need none.
+        scan: what is asked with.
 
     Raises:
         UserError: the file can't be read as one 2-D drawing of whole numbers.
     """
+    field = dataclasses.replace(settings, size=round(settings.field_mm))
     if settings.foreground == FOREGROUND or not path.name.lower().endswith((".nii", ".nii.gz")):
         drawn = load_mask(path)
+        if scan is not None and drawn.shape == scan.slice_shape:
+            return dataclasses.replace(scan, settings=field).on_field(drawn[None])[0]
         size = max(drawn.shape)
         return field_nearest(drawn[None], (FIELD_MM / size,) * 2, size)[0]
     volume = load_volume(path)
@@ -39,6 +44,5 @@ def load_drawing(path: Path, settings: Settings, slice_index: int | None = None)
         raise UserError(f"{path}: has slices 0 to {slices - 1}; name one of them by --slice")
     if (values != np.rint(values)).any() or values.min() < 0:
         raise UserError(f"{path}: has values that are not 0, 1, 2 ...; resample labels with nearest neighbour")
-    field = dataclasses.replace(settings, size=round(settings.field_mm))
-    scan = Scan(Source(path), volume, [], values > 0, field)
-    return scan.labels(values.astype(np.int32), np.asarray([index]))[0]
+    drawing = Scan(Source(path), volume, [], values > 0, field)
+    return drawing.labels(values.astype(np.int32), np.asarray([index]))[0]

@@ -46,9 +46,25 @@ class Scan:
         channels = [field_mean(channel, self._pixel_spacing, size, field_mm) for channel in slices]
         return np.stack(channels, axis=-1).astype(np.float16)
 
+    def shown(self, slice_index: int) -> np.ndarray:
+        """One slice, float16 [S,S,C]. Raises UserError if it shows no foreground."""
+        if slice_index not in (filled := self.filled_slices):
+            raise UserError(f"{self.source.path}: slice {slice_index} shows nothing; take one from {filled[0]} to "
+                            f"{filled[-1]}")
+        return self.image(np.asarray([slice_index]))[0]
+
+    @property
+    def slice_shape(self) -> tuple[int, int]:
+        """Rows and columns of voxels."""
+        _, rows, columns = PLANES[self.settings.plane]
+        return self.volume.shape[rows], self.volume.shape[columns]
+
     def labels(self, labels: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
         """uint8 [n,S,S] from labels [x,y,z]"""
-        slices = planar(labels, self.settings.plane)[slice_index]
+        return self.on_field(planar(labels, self.settings.plane)[slice_index])
+
+    def on_field(self, slices: np.ndarray) -> np.ndarray:
+        """Labels [n,S,S] from those of slices' voxels [n,rows,columns]."""
         return field_nearest(slices, self._pixel_spacing, self.settings.size, self.settings.field_mm)
 
     def position_mm(self, slice_index: np.ndarray) -> np.ndarray:
@@ -110,18 +126,6 @@ def _load_mask(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarra
     if len(values) != 2 or values[0] != 0:
         raise UserError(f"{source.path}: is no mask of the body, 0 outside and one value inside; name another --mask")
     return np.asarray(volume.dataobj) > 0
-
-
-def prepare_scan(path: Path, settings: Settings, slice_index: int, mask: Path | None = None) -> np.ndarray:
-    """One slice of a new scan, float16 [S,S,C]; `slice_index` counts from the feet (back, left).
-
-    Raises:
-        UserError: as `open_scan`, and if the slice shows no foreground.
-    """
-    scan = open_scan(path, settings, mask)
-    if slice_index not in (filled := scan.filled_slices):
-        raise UserError(f"{path}: slice {slice_index} shows nothing; take one from {filled[0]} to {filled[-1]}")
-    return scan.image(np.asarray([slice_index]))[0]
 
 
 def open_scan(path: Path, settings: Settings, mask: Path | None = None) -> Scan:

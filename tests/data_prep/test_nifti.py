@@ -18,7 +18,7 @@ from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.field import field_mean, field_nearest
 from decomp_jax.preparation.releases import find_patients
-from decomp_jax.preparation.scan import prepare_scan
+from decomp_jax.preparation.scan import open_scan
 
 
 def prepare(src: Path, size: int = 256, modalities: tuple[str, ...] = ("t1ce",), **options) -> PatientSlices:
@@ -294,20 +294,20 @@ def test_a_scan_to_query_with_is_prepared_as_the_records(tmp_path):
     settings = Settings("brats", 64, modalities=("t1ce", "t2"))
     expected = prepare(src, size=64, modalities=settings.modalities)
     path = src / "P_t1ce.nii.gz"
-    np.testing.assert_array_equal(prepare_scan(path, settings, 3), expected.image[2])
+    np.testing.assert_array_equal(open_scan(path, settings).shown(3), expected.image[2])
     other = shutil.copy(path, tmp_path / "scan.nii.gz")
-    np.testing.assert_array_equal(prepare_scan(other, Settings("phantom", 64), 3), expected.image[2, ..., :1])
+    np.testing.assert_array_equal(open_scan(other, Settings("phantom", 64)).shown(3), expected.image[2, ..., :1])
     with pytest.raises(UserError, match="P_t1ce.nii.gz: slice 0 shows nothing; take one from 1 to 5"):
-        prepare_scan(path, settings, 0)
+        open_scan(path, settings).shown(0)
     with pytest.raises(UserError, match="name the files as BraTS does"):
-        prepare_scan(other, settings, 3)
+        open_scan(other, settings).shown(3)
     folder = tmp_path / "by name"
     for name in settings.modalities:
         save(folder / f"{name}.nii.gz", np.asarray(nib.load(src / f"P_{name}.nii.gz").dataobj))
-    np.testing.assert_array_equal(prepare_scan(folder, settings, 3), expected.image[2])
+    np.testing.assert_array_equal(open_scan(folder, settings).shown(3), expected.image[2])
     (folder / "t2.nii.gz").unlink()
     with pytest.raises(UserError, match="by name: holds neither t2.nii.gz nor a folder t2"):
-        prepare_scan(folder, settings, 3)
+        open_scan(folder, settings).shown(3)
     with pytest.raises(UserError, match="trained on pictures"):
-        prepare_scan(path, Settings("images", 64, foreground="bright"), 3)
+        open_scan(path, Settings("images", 64, foreground="bright")).shown(3)
     assert SHAPE[2] == len(expected.image) + 1

@@ -17,7 +17,7 @@ from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation import dicom
 from decomp_jax.preparation.picture import FOREGROUND, load_mask, load_picture, prepare_picture
-from decomp_jax.preparation.scan import prepare_scan
+from decomp_jax.preparation.scan import open_scan
 from decomp_jax.preparation.volume import Source, load_labels, load_volume
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -141,7 +141,7 @@ def test_a_folder_is_a_scan_to_query_with(scan, as_brats):
     np.testing.assert_array_equal(image.get_fdata(), expected)
     settings = Settings("volumes", SIZE, modalities=("flair",))
     nifti = as_brats.parent / "src" / "BraTS2021_00000" / "BraTS2021_00000_flair.nii.gz"
-    np.testing.assert_array_equal(prepare_scan(folder, settings, 3), prepare_scan(nifti, settings, 3))
+    np.testing.assert_array_equal(open_scan(folder, settings).shown(3), open_scan(nifti, settings).shown(3))
     np.testing.assert_allclose(image.affine, load_volume(nifti).affine)
 
 

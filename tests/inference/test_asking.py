@@ -23,7 +23,7 @@ from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import contact_sheet
 from decomp_jax.inference.drawing import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
-from decomp_jax.preparation.scan import prepare_scan
+from decomp_jax.preparation.scan import open_scan
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.retrieval.queries import AWAY
 from tests.conftest import ROOT, run_python
@@ -88,7 +88,7 @@ def scan(archive: Archive, row: int) -> Path:
 
 
 def image_of(archive: Archive, scan: Path) -> np.ndarray:
-    return prepare_scan(scan, archive.decomposer.settings, 2)[None]
+    return open_scan(scan, archive.decomposer.settings).shown(2)[None]
 
 
 @pytest.fixture
@@ -123,6 +123,17 @@ def test_a_drawn_lesion_finds_such_lesions(archive: Archive, row: int, ask, tmp_
     lesions = archive.labels > 0
     dice = 2 * (lesions & lesions[row]).sum((1, 2)) / (lesions.sum((1, 2)) + lesions[row].sum())
     assert dice[[int(hit) for hit in hits]].mean() > 2 * dice[lesions.any((1, 2))].mean()
+
+
+def test_a_bitmap_drawn_on_the_slice_lies_on_it(archive: Archive, row: int, ask, tmp_path: Path) -> None:
+    """As the same drawing in a NIfTI file does: the slice's 60 pixels of 4 mm don't fill the field of 256 mm."""
+    image, drawn = (stored[row][2:62, 2:62] for stored in (archive.images[..., 0], archive.labels))
+    scan = write_scan(tmp_path / "scan.nii.gz", 1000 * image[None])
+    asked = {"image": scan, "slice_index": 0}
+    for flag, flags in (("sketch", {"by": "abnormal"}), ("region", {})):
+        hits = [ask(**asked, **{flag: file}, **flags)
+                for file in (draw(tmp_path / "drawn.png", drawn), write_scan(tmp_path / "drawn.nii.gz", drawn[None]))]
+        assert hits[0] == hits[1]
 
 
 @pytest.mark.parametrize("weight", [None, 0.0, 0.2, 1.0])
@@ -279,7 +290,8 @@ def test_flags_are_those_of_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_drawings_lie_where_images_do(archive: Archive, tmp_path: Path) -> None:
-    """A NIfTI drawing by its millimetres, a wide bitmap in the middle of the field."""
+    """A NIfTI drawing by its millimetres; a bitmap of the size of the scan's slices on these, others in the middle of
+    the field."""
     drawn = np.zeros((3, 60, 60), int)
     drawn[1, 10:20, 5:25] = 2
     settings = archive.decomposer.settings
@@ -295,6 +307,11 @@ def test_drawings_lie_where_images_do(archive: Archive, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_drawing(single, settings, 80), load_drawing(volume, settings, 1))
     with pytest.raises(UserError, match="half.nii.gz: has values that are not 0, 1, 2"):
         load_drawing(write_scan(tmp_path / "half.nii.gz", drawn + 0.5), settings, 1)
+    asked = open_scan(write_scan(tmp_path / "asked.nii.gz", drawn * np.arange(1, 61)), settings)
+    on_slice = load_drawing(draw(tmp_path / "slice.png", drawn[1]), settings, scan=asked)
+    np.testing.assert_array_equal(on_slice, load_drawing(volume, settings, 1))
+    smaller = draw(tmp_path / "smaller.png", drawn[1, :50, :50])
+    np.testing.assert_array_equal(load_drawing(smaller, settings, scan=asked), drawn[1, :50, :50])
     wide = load_drawing(draw(tmp_path / "wide.png", np.ones((10, 20))), settings)
     np.testing.assert_array_equal(wide, np.pad(np.ones((10, 20), int), ((5, 5), (0, 0))))
     np.save(tmp_path / "wide.npy", np.ones((10, 20)))

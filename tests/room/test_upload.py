@@ -15,7 +15,7 @@ from PIL import Image
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
-from decomp_jax.preparation.scan import prepare_scan
+from decomp_jax.preparation.scan import open_scan
 from decomp_jax.room import upload
 from decomp_jax.room.upload import Brought
 
@@ -48,7 +48,7 @@ def test_a_scan_is_prepared_as_from_its_file(tmp_path: Path, name: str) -> None:
     brought = Brought(SCANS)
     answer = brought.take(data)
     assert answer == {"number": 1, "slices": [2, 3, 4, 5, 6, 7], "scan": True}
-    np.testing.assert_array_equal(brought.slice_of(1, 5), prepare_scan(tmp_path / name, SCANS, 5))
+    np.testing.assert_array_equal(brought.slice_of(1, 5), open_scan(tmp_path / name, SCANS).shown(5))
     for wrong in (1, 8, "5", None, 5.0):
         with pytest.raises(UserError, match="shows nothing"):
             brought.slice_of(1, wrong)
