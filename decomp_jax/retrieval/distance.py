@@ -38,9 +38,9 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Int64, Shaped, UInt8, UInt
 # Codes whose smallest bound is kept as one number: 32 uint16 are a cache line.
 GROUP = 32
 # Codes that the scan of a batch holds at a time; buckets of a shard are padded to whole blocks.
-BLOCK = 512
+BLOCK = 1024
 # Such blocks that an accelerator holds at a time.
-BLOCKS = 16
+BLOCKS = 8
 # Distance of a code that the query may not find.
 NO_DISTANCE = np.iinfo(np.int64).max
 # In place of a patient: nobody has the code (padding), or is excluded; several patients have it.

@@ -77,8 +77,8 @@ def test_large_codebooks_have_wide_keys() -> None:
 
 
 def test_sparse_codes_are_short() -> None:
-    bank = make_bank("sparse", 5000)
-    dense = make_bank("uniform", 5000)
+    bank = make_bank("sparse", 20000)
+    dense = make_bank("uniform", 20000)
     keys, dense_keys = (some._index(("abnormal",), None).layout.codes[i] for i, some in ((1, bank), (0, dense)))
     assert 2 * keys.size < dense_keys.size
 
