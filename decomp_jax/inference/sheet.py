@@ -90,7 +90,8 @@ def patient_sheet(
                 [[tile(row) for row in matched[path][rank - 1]]])
         for rank, (patient, distance) in enumerate(zip(hits.patients, hits.distances), start=1) for path in matched
     ]
-    return contact_sheet(sections, heading=heading(question), note=_note(asked, pixels), settings=decomposer.settings)
+    note = f"{_note(asked, pixels)} A distance of 0 is the same; from {len(matched)} on nothing is alike."
+    return contact_sheet(sections, heading=heading(question), note=note, settings=decomposer.settings)
 
 
 def heading(question: Question) -> str:
