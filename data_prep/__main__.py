@@ -41,8 +41,9 @@ def make_phantom(flags: argparse.Namespace) -> None:
 def make_brats(flags: argparse.Namespace) -> None:
     found = survey(flags.src)
     tell_progress(found.describe(flags.src))
-    if flags.on_error == "stop":
-        brats.require_usable(found.patients, flags.label_map, unlabelled=flags.unlabelled)
+    brats.require_needed(flags.label_map, found.patients)
+    if flags.on_error == "stop" and not flags.unlabelled:
+        brats.require_segmentations(found.patients)
     cases = brats.brats_cases(found.patients, flags.label_map)
     settings = Settings(source="brats", size=flags.size, modalities=flags.modalities)
     _write_cases(
