@@ -80,7 +80,7 @@ class _Slices(NamedTuple):
     """The query's slices in one path.
 
     Attributes:
-        tables: float64 [p,k,i].
+        tables: float64 [p,k,j]; j is i rounded up to groups, the last slice being repeated.
         heights: float32 [i], mm.
         reach: how far a slice may be from the one that it is matched with, mm.
         alone: float64 [i], distance of each slice without a match.
@@ -145,22 +145,23 @@ def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np
     count = len(queries)
     examples = padded_examples(queries, -(-count // GROUP) * GROUP, path)  # few widths: each is compiled for
     with jax.enable_x64(True):
-        tables = np.asarray(_tables(examples, codebook))[:count]
+        tables = np.asarray(_tables(examples, codebook))
+    own = tables[..., :count]
     weights = sum(weights[:count] for _, weights in examples)
     if is_sparse(path, codebook):
-        alone, alone_codes = tables[:, :, 0].sum(1), weights.mean(0)[:, None] * (codebook**2).sum(1)
+        alone, alone_codes = own[:, 0].sum(0), weights.mean(0)[:, None] * (codebook**2).sum(1)
     else:
-        alone = tables.mean(2).sum(1)
-        alone_codes = np.full(tables.shape[1:], alone.mean() / tables.shape[1])
-    farthest = tables.max(2).sum(1).max()
-    tables = np.ascontiguousarray(tables.transpose(1, 2, 0))
+        alone = own.mean(1).sum(0)
+        alone_codes = np.full(own.shape[:2], alone.mean() / len(own))
+    farthest = own.max(1).sum(0).max()
     heights = np.asarray(heights, np.float32)
     return _Slices(tables, heights, np.float32(reach), alone, alone_codes, float(weights.max()), float(farthest))
 
 
 @jax.jit
-def _tables(examples: Sequence[tuple[Array, Array]], codebook: Float[Array, "k d"]) -> Float[Array, "i p k"]:
-    return lax.map(lambda own: sum(table(*example, codebook) for example in own), examples)
+def _tables(examples: Sequence[tuple[Array, Array]], codebook: Float[Array, "k d"]) -> Float[Array, "p k i"]:
+    tables = lax.map(lambda own: sum(table(*example, codebook) for example in own), examples)
+    return jnp.moveaxis(tables, 0, 2)
 
 
 def _look(index: PatientIndex, slices: _Slices, patient: int) -> tuple[float, np.ndarray]:
@@ -168,7 +169,8 @@ def _look(index: PatientIndex, slices: _Slices, patient: int) -> tuple[float, np
     some = slice(*index.starts[patient:patient + 2])
     some = slice(some.start, some.start + np.count_nonzero(index.rows[some] >= 0))
     codes, rows = index.codes[some], index.rows[some]
-    distance = sum(entries[codes[:, p]] for p, entries in enumerate(slices.tables))  # [j,i]
+    count = len(slices.heights)
+    distance = sum(entries[codes[:, p], :count] for p, entries in enumerate(slices.tables))  # [j,i]
     within = np.abs(index.heights[some][:, None] - slices.heights) <= slices.reach
     distance = np.where(within, distance, np.inf)
     alone = _alone(slices, codes)
@@ -193,12 +195,10 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     if len(index.starts) == 1:
         return np.zeros(0)
     count = len(slices.heights)
-    padding = (0, -count % GROUP)
-    tables = np.pad(slices.tables, ((0, 0), (0, 0), padding), mode="edge")
-    heights = np.pad(slices.heights, padding, mode="edge")
+    heights = np.pad(slices.heights, (0, -count % GROUP), mode="edge")
     with jax.enable_x64(True):
         scan = _sharded_scan(index.mesh)
-        there, back = scan(index.on_devices, index.heights, tables, heights, slices.reach)
+        there, back = scan(index.on_devices, index.heights, slices.tables, heights, slices.reach)
     groups, end = np.asarray(there)[:index.starts[-1] // GROUP, :count], index.starts[-1]
     there = np.minimum.reduceat(groups, index.starts[:-1] // GROUP)
     there = np.where(np.isinf(there), slices.alone, there).sum(1)
