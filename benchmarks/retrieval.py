@@ -191,7 +191,7 @@ def fresh_process(directory: str, parts: list[str], patients: bool) -> None:
     queries = codes(**{part: getattr(bank, f"{part}_indices")[rows] for part in parts})
 
     def search() -> object:
-        return bank.search_patients(queries, heights=bank.heights[rows]) if patients else bank.search(queries)
+        return bank.search_patients(queries, heights=bank.rows["slice_index"][rows]) if patients else bank.search(queries)
 
     first, second = (seconds(search) for _ in range(2))
     print(json.dumps({"open": opening, "first": first, "second": second, "resident": memory("VmRSS") - resident,
