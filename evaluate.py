@@ -64,6 +64,8 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
                          help="CSV normal_row,abnormal_row: anatomy of one query row, lesion of another")
     command.add_argument("--exclude_same_patient", action="store_true", help="never return the query's own patient")
     command.add_argument("--one_per_patient", action="store_true", help="at most one hit a patient")
+    command.add_argument("--relative", action="store_true",
+                         help="distances relative to the lengths of both codes, from 0 to 1 (default: squared L2)")
     command.add_argument("--level", choices=("slice", "patient"), default="slice",
                          help="search for slices, or for the patients nearest to each patient (default: %(default)s)")
     _add_within(command)
@@ -95,7 +97,8 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
                          help="rows of the bank that hits should be like, as 3,17; their patients are left out")
     command.add_argument("--unlike", type=_rows, default=(), metavar="ROWS", help="rows that they should not be like")
     command.add_argument("--codes", action="store_true",
-                         help="compare codes with codes (default: what is asked is not quantised)")
+                         help="compare codes with codes by squared L2, as the paper does (default: what is asked is not "
+                              "quantised, and distances are relative: 0 is the same, 1 nothing alike)")
     command.add_argument("--one_per_patient", action="store_true", help="at most one slice a patient")
     command.add_argument("--level", choices=("slice", "patient"), default="slice",
                          help="rank slices, or patients by all slices of the scan (default: %(default)s)")

@@ -20,7 +20,7 @@ from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.drawing import sketch_latents
 from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast
 from decomp_jax.losses.latent import layout_target
-from decomp_jax.retrieval import Queries, codes, latents, relevance
+from decomp_jax.retrieval import Queries, codes, latents, relative, relevance
 
 PCA_COMPONENTS = 64
 PCA_SAMPLE = 2048
@@ -147,6 +147,11 @@ def by_queries(ask: Callable[[SliceSet, np.ndarray], Queries]) -> Builder:
     return build
 
 
+def relative_queries(*paths: str) -> Callable[[SliceSet, np.ndarray], Queries]:
+    """`latent_queries` for relative distances, as `evaluate.py query` asks."""
+    return lambda slices, chosen: relative(latent_queries(*paths)(slices, chosen))
+
+
 def code_queries(*paths: str) -> Callable[[SliceSet, np.ndarray], Queries]:
     """The slices' codes of some paths."""
     return lambda slices, chosen: codes(**{path: getattr(slices.bank, f"{path}_indices")[chosen] for path in paths})
@@ -173,8 +178,10 @@ def by_sketch(draw: Callable[[UInt8[np.ndarray, "s s"]], UInt8[np.ndarray, "s s"
             drawn = draw(label)
             return sketch_latents(search.decomposer, drawn) if drawn.any() else np.zeros(shape, np.float32)
 
-        ask = by_queries(lambda slices, chosen: latents(abnormal=np.stack([sketch(slices.label[i]) for i in chosen])))
-        return ask(search)
+        def ask(slices: SliceSet, chosen: np.ndarray) -> Queries:
+            return relative(latents(abnormal=np.stack([sketch(slices.label[i]) for i in chosen])))
+
+        return by_queries(ask)(search)
 
     return build
 
@@ -322,7 +329,7 @@ def _given(name: str) -> Callable[[Search, SliceSet], Features]:
 # ---------------------------------------------------------------- the table
 
 CODES, PLAIN, NETWORK, TRUTH = "The codes", "Without the network", "The network otherwise", "By the true labels"
-SKETCH = "A drawn lesion, looked up by abnormal codes"
+SKETCH = "A drawn lesion, looked up by abnormal codes, relative distance"
 GIVEN = "Features given to the report"
 
 # All methods, in the order of tables and figures. Oracles are ceilings, and for the other target floors.
@@ -344,6 +351,18 @@ METHODS = {
     "both_asymmetric": Method(
         "both codes, query not quantised", CODES, "The same for both.",
         by_queries(latent_queries("normal", "abnormal")),
+    ),
+    "normal_relative": Method(
+        "normal code, relative distance", CODES,
+        "The same relative to the lengths of both, as queries of this program are ranked: 0 is the same, 1 nothing alike.",
+        by_queries(relative_queries("normal")),
+    ),
+    "abnormal_relative": Method(
+        "abnormal code, relative distance", CODES, "The same for the lesion: 1 less a Dice of the codes.",
+        by_queries(relative_queries("abnormal")),
+    ),
+    "both_relative": Method(
+        "both codes, relative distance", CODES, "The same for both.", by_queries(relative_queries("normal", "abnormal")),
     ),
     "sketch": Method(
         "the true lesion, drawn", SKETCH,

@@ -16,7 +16,7 @@ from decomp_jax.inference.drawing import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.preparation.scan import Scan, open_scan
-from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents
+from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents, relative
 from decomp_jax.retrieval.queries import PATHS
 
 BATCH = 16  # slices of a scan decomposed at a time
@@ -36,7 +36,8 @@ class Question:
         region: mask of the part of the image that counts. Where either lies, `load_drawing` says.
         weight: share of the lesion in a search by both codes; 0.5 is their plain sum.
         like, unlike: rows of the bank.
-        codes: compares codes with codes, as the paper does; else what is asked is not quantised.
+        codes: compares codes with codes by squared L2, as the paper does; else what is asked is not quantised, and
+            distances are relative.
         one_per_patient: keeps the nearest slice of each patient.
         level: "slice", or "patient": all of `image` is asked with, and patients are ranked.
         within_mm: for patients, how far apart in height matched slices may be; the bank's rule without it.
@@ -183,6 +184,7 @@ def _queries(
         for rows in (question.like, question.unlike)
     )
     queries = by_examples(asked + like, unlike, weight=0.5 if question.weight is None else question.weight)
+    queries = queries if question.codes else relative(queries)
     if region is None:
         return queries
     with _naming(question.region):

@@ -1,6 +1,7 @@
 """The `evaluate.py search` command: the codes of one bank searched in another, written to hits.csv."""
 
 import csv
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ PAIR_COLUMNS = ("normal_row", "abnormal_row")
 def search_banks(
     bank_dir: str | os.PathLike, queries_dir: str | os.PathLike, *, by: Literal["normal", "abnormal", "both"],
     k: int, out: str | os.PathLike, pairs: str | os.PathLike | None, exclude_same_patient: bool,
-    one_per_patient: bool, level: Literal["slice", "patient"] = "slice", within_mm: float | None = None,
+    one_per_patient: bool, relative: bool = False, level: Literal["slice", "patient"] = "slice",
+    within_mm: float | None = None,
 ) -> None:
     """Searches `bank_dir` for the k rows nearest to each row of `queries_dir`, or to each pair of its rows.
 
@@ -34,12 +36,13 @@ def search_banks(
 
     Args:
         by: which code to compare.
-        out: CSV to write: query, rank (from 1), row, patient_id, slice_index, distance (squared L2); of patients query
+        out: CSV to write: query, rank (from 1), row, patient_id, slice_index, distance; of patients query
             (a patient of `queries_dir`), rank, patient_id, distance.
         pairs: CSV with columns normal_row, abnormal_row: each line is a query, with the anatomy of one row of
             `queries_dir` and the lesion of another. Needs `by="both"`.
         exclude_same_patient: leaves out rows of the query's own patient (of both, for a pair).
         one_per_patient: keeps the nearest row of each patient.
+        relative: ranks by relative distances, not by squared L2.
         level: "patient" searches for the patients nearest to each patient of `queries_dir`; each process for all.
         within_mm: for patients, how far apart in height matched slices may be; the bank's rule without it.
 
@@ -50,6 +53,8 @@ def search_banks(
         raise UserError(f"--pairs: mixes two codes and needs --by=both, not --by={by}")
     if pairs is not None and level == "patient":
         raise UserError("--pairs: names slices; leave it out with --level=patient")
+    if relative and level == "patient":
+        raise UserError("--relative: distances of patients are; leave it out with --level=patient")
     if within_mm is not None and level != "patient":
         raise UserError("--within_mm: is of --level=patient; leave it out, or search for patients")
     bank, queries = CodeBank.load(bank_dir), CodeBank.load(queries_dir)
@@ -62,10 +67,12 @@ def search_banks(
         return
     query_rows = np.arange(len(queries))[:, None].repeat(2, 1) if pairs is None else _read_pairs(pairs, len(queries))
     normal_rows, abnormal_rows = query_rows.T
-    hits = bank.search(
+    asked = codes(
         normal=None if by == "abnormal" else queries.normal_indices[normal_rows],
         abnormal=None if by == "normal" else queries.abnormal_indices[abnormal_rows],
-        k=k, exclude=queries.rows["patient_id"][query_rows] if exclude_same_patient else None,
+    )
+    hits = bank.search(
+        dataclasses.replace(asked, relative=relative), k=k, exclude=queries.rows["patient_id"][query_rows] if exclude_same_patient else None,
         one_per_patient=one_per_patient, mesh=data_mesh(),
     )
     if jax.process_index() == 0:

@@ -28,6 +28,7 @@ from decomp_jax.files import making, map_array, read_json, read_sealed, sealed
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
 from decomp_jax.retrieval.queries import PATHS, Queries, codes, contributions
+from decomp_jax.retrieval.relative import search_relative
 from decomp_jax.retrieval.search import Hits, Index, make_index, search
 
 FORMAT_VERSION = 1
@@ -204,7 +205,12 @@ class CodeBank:
         queries = codes(normal=normal, abnormal=abnormal) if queries is None else queries
         queries.check(self.grid, self.codebooks)
         queries = queries if cells is None else cells * queries
-        return search(self._index(queries.paths, mesh), queries, k=k, exclude=exclude, one_per_patient=one_per_patient)
+        by_distance, options = functools.partial(search, self._index(queries.paths, mesh)), {
+            "k": k, "exclude": exclude, "one_per_patient": one_per_patient
+        }
+        if not queries.relative:
+            return by_distance(queries, **options)
+        return search_relative(by_distance, self._ratios, queries, self.rows["patient_id"], **options)
 
     def search_patients(
         self, queries: Queries, *, heights: Float[np.ndarray, "q"], k: int = 10,
@@ -250,6 +256,13 @@ class CodeBank:
             raise UserError(f"rows: needs rows [{len(queries)},k] of the bank's {len(self)}, not {list(rows.shape)}")
         codes = {path: getattr(self, f"{path}_indices")[rows] for path in queries.paths}
         return contributions(queries, codes, self.codebooks) * (rows >= 0)[..., None, None]
+
+    def _ratios(self, queries: Queries, rows: Int[np.ndarray, "q k"]) -> Float64[np.ndarray, "q k"]:
+        """Relative distances of rows; infinite where a row is -1."""
+        ratios = np.empty(rows.shape)
+        for query in range(len(rows)):  # one at a time: many rows of large codes take memory
+            ratios[query] = self.contributions(queries[query:query + 1], rows[query:query + 1]).sum((2, 3))
+        return np.where(rows >= 0, ratios, np.inf)
 
     @property
     def heights(self) -> Float[np.ndarray, "n"]:

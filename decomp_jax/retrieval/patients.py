@@ -147,7 +147,7 @@ def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np
     with jax.enable_x64(True):
         tables = np.asarray(_tables(examples, codebook))
     own = tables[..., :count]
-    weights = sum(weights[:count] for _, weights in examples)
+    weights = sum(weights[:count] for _, weights, _ in examples)
     if is_sparse(path, codebook):
         alone, alone_codes = own[:, 0].sum(0), weights.mean(0)[:, None] * (codebook**2).sum(1)
     else:

@@ -14,6 +14,7 @@ weights of the cells, a number or [h,w] or [Q,h,w]:
     region * latents(abnormal=z_a)                 cells in which the region is 0 don't count
     one + two - 0.5 * other                        like one and two, unlike the other
     by_examples([one, two], [other], weight=s)     the same as a mean, and a share for the lesion
+    relative(queries)                              any of these, relative to the lengths of what is compared
 """
 
 import dataclasses
@@ -42,13 +43,15 @@ class Example:
         path: "normal" or "abnormal".
         points: integers [Q,h,w], rows of the codebook, or float [Q,h,w,D], vectors.
         weights: float64 [Q,h,w]; negative where a code had better be far from the point.
+        lengths: of the squared lengths, where these weigh otherwise: ||p - c||^2 = ||p||^2 + ||c||^2 - 2 p c.
 
-    The first axis of either may be 1, which stands for any Q.
+    The first axis of each may be 1, which stands for any Q.
     """
 
     path: str
     points: np.ndarray
     weights: np.ndarray
+    lengths: np.ndarray | None = None
 
     @property
     def quantised(self) -> bool:
@@ -57,16 +60,21 @@ class Example:
     def __len__(self) -> int:
         return np.broadcast_shapes(self.points.shape[:1], self.weights.shape[:1])[0]
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | np.ndarray) -> Self:
         points, weights = (array if len(array) == 1 else array[rows] for array in (self.points, self.weights))
         return dataclasses.replace(self, points=points, weights=weights)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Queries:
-    """Q queries, the sum of their examples; built by `codes` and `latents`, added and weighted."""
+    """Q queries, the sum of their examples; built by `codes` and `latents`, added and weighted.
+
+    Attributes:
+        relative: whether they ask for `relative` distances.
+    """
 
     examples: tuple[Example, ...]
+    relative: bool = False
 
     __array_ufunc__ = None  # an array times queries is left to __rmul__
 
@@ -79,17 +87,19 @@ class Queries:
     def __len__(self) -> int:
         return np.broadcast_shapes(*((len(example),) for example in self.examples))[0]
 
-    def __getitem__(self, rows: slice) -> Self:
-        return Queries(tuple(example if len(example) == 1 else example[rows] for example in self.examples))
+    def __getitem__(self, rows: slice | np.ndarray) -> Self:
+        examples = tuple(example if len(example) == 1 else example[rows] for example in self.examples)
+        return dataclasses.replace(self, examples=examples)
 
     def __add__(self, other: Self) -> Self:
-        return Queries(self.examples + other.examples)
+        return Queries(self.examples + other.examples, self.relative or other.relative)
 
     def __sub__(self, other: Self) -> Self:
         return self + -1 * other
 
     def __mul__(self, weights: float | Real[np.ndarray | jax.Array, "..."]) -> Self:
-        return Queries(tuple(_weighted(example, np.asarray(weights, np.float64)) for example in self.examples))
+        weights = np.asarray(weights, np.float64)
+        return dataclasses.replace(self, examples=tuple(_weighted(example, weights) for example in self.examples))
 
     __rmul__ = __mul__
 
@@ -97,6 +107,13 @@ class Queries:
     def paths(self) -> tuple[str, ...]:
         """The paths that the queries are about."""
         return tuple(path for path in PATHS if any(example.path == path for example in self.examples))
+
+    def less(self, share: Float[np.ndarray, "q"]) -> Self:
+        """Queries for the distance less a share of the `lengths`, which is no relative one."""
+        return Queries(tuple(
+            dataclasses.replace(example, lengths=example.weights - share[:, None, None] * np.abs(example.weights))
+            for example in self.examples
+        ))
 
     def check(self, grid: tuple[int, int], codebooks: Mapping[str, np.ndarray]) -> None:
         """Raises UserError if the queries don't fit codes of this grid and these codebooks."""
@@ -147,6 +164,15 @@ def by_examples(like: Sequence[Queries], unlike: Sequence[Queries] = (), *, weig
     return Queries(tuple(parts))
 
 
+def relative(queries: Queries) -> Queries:
+    """The queries, for their distance relative to what it would be between vectors at right angles.
+
+    0 is the same; from 1 on nothing is alike. Of lesion codes it is 1 less a Dice of the two lesions, where the plain
+    distance has small lesions near to all others. See `decomp_jax.retrieval.relative`.
+    """
+    return dataclasses.replace(queries, relative=True)
+
+
 def contributions(
     queries: Queries, indices: Mapping[str, Int[np.ndarray, "q k h w"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
 ) -> Float[np.ndarray, "q k h w"]:
@@ -155,13 +181,17 @@ def contributions(
     Args:
         indices: for each path of the queries, k codes a query.
     """
-    total = np.zeros(np.shape(indices[queries.paths[0]]))
+    distances, lengths = np.zeros((2, *np.shape(indices[queries.paths[0]])))
     for example in queries.examples:
         codebook = codebooks[example.path]
         points = codebook[example.points] if example.quantised else example.points.astype(np.float64)
-        squares = ((points[:, None] - codebook[indices[example.path]]) ** 2).sum(-1)
-        total += example.weights[:, None] * squares
-    return total
+        points, found = points[:, None], codebook[indices[example.path]]
+        distances += example.weights[:, None] * ((points - found) ** 2).sum(-1)
+        lengths += np.abs(example.weights[:, None]) * ((points**2).sum(-1) + (found**2).sum(-1))
+    if not queries.relative:
+        return distances
+    lengths = lengths.sum((2, 3), keepdims=True)
+    return np.divide(distances, lengths, out=np.zeros_like(distances), where=lengths > 0)
 
 
 def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
@@ -169,24 +199,27 @@ def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
     return path == "abnormal" and not codebook[0].any()
 
 
-def padded_examples(queries: Queries, size: int, path: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Points [size,p] or [size,p,D] and weights [size,p] of a path's examples; the last query is repeated."""
+def padded_examples(queries: Queries, size: int, path: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What `table` takes of a path's examples, each with [size,p] in front; the last query is repeated."""
     examples, rows = [], np.minimum(np.arange(size), len(queries) - 1)
     for example in queries.examples:
-        points, weights = (array[rows if len(array) > 1 else rows * 0] for array in (example.points, example.weights))
+        lengths = example.weights if example.lengths is None else example.lengths
+        points, weights, lengths = (array[rows if len(array) > 1 else rows * 0]
+                                    for array in (example.points, example.weights, lengths))
         cells = weights.reshape(size, -1)
         if example.path == path:
-            examples.append((points.reshape(*cells.shape, *points.shape[3:]), cells))
+            examples.append((points.reshape(*cells.shape, *points.shape[3:]), cells, lengths.reshape(size, -1)))
     return examples
 
 
 def table(
-    points: Int[Array, "p"] | Float[Array, "p d"], weights: Float[Array, "p"], codebook: Float[Array, "k d"],
+    points: Int[Array, "p"] | Float[Array, "p d"], weights: Float[Array, "p"], lengths: Float[Array, "p"],
+    codebook: Float[Array, "k d"],
 ) -> Float[Array, "p k"]:
     """What each code in each cell adds to the distance from one example of one query."""
     points = codebook[points] if points.ndim == 1 else points.astype(codebook.dtype)
-    lengths = (points**2).sum(1)[:, None] + (codebook**2).sum(1)
-    return weights[:, None] * (lengths - 2 * points @ codebook.T)
+    squares = (points**2).sum(1)[:, None] + (codebook**2).sum(1)
+    return lengths[:, None] * squares - 2 * weights[:, None] * (points @ codebook.T)
 
 
 def _queries(normal: object, abnormal: object, what: str, kind: type, ndim: int) -> Queries:

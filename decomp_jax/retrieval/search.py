@@ -32,7 +32,7 @@ MOST_CANDIDATES = 1 << 22
 
 
 class Hits(NamedTuple):
-    """The answer to Q queries: `distances` ascending, squared L2; missing hits have row -1 at distance inf."""
+    """The answer to Q queries: `distances` ascending; missing hits have row -1 at distance inf."""
 
     distances: Float32[np.ndarray, "q k"]
     rows: Int64[np.ndarray, "q k"]
@@ -283,11 +283,11 @@ quantise_shared = jax.jit(quantise, static_argnames=("sparse", "positions"))
 
 @functools.partial(jax.jit, static_argnames=("sparse", "positions"))
 def own_tables(
-    examples: Sequence[Sequence[tuple[Array, Array]]], codebooks: Sequence[Float[Array, "k d"]], *,
+    examples: Sequence[Sequence[tuple[Array, Array, Array]]], codebooks: Sequence[Float[Array, "k d"]], *,
     sparse: tuple[bool, ...], positions: int,
 ) -> Quantised:
-    """Tables [Q*positions,K] of Q queries, from the points and weights [Q,p] of each path's examples."""
-    def one(examples: Sequence[Sequence[tuple[Array, Array]]]) -> Quantised:
+    """Tables [Q*positions,K] of Q queries, from what `padded_examples` gives for each path."""
+    def one(examples: Sequence[Sequence[tuple[Array, Array, Array]]]) -> Quantised:
         tables = [sum(table(*example, codebook) for example in own) for own, codebook in zip(examples, codebooks)]
         return quantise(tables, sparse, positions)
 
@@ -305,7 +305,7 @@ def _are_codes(queries: Queries) -> bool:
     """Whether one table serves all of the queries: one code a path, each cell counted once or left out."""
     examples = queries.examples
     return len(queries.paths) == len(examples) and all(
-        example.quantised and np.isin(example.weights, (0, 1)).all() for example in examples
+        example.quantised and example.lengths is None and np.isin(example.weights, (0, 1)).all() for example in examples
     )
 
 

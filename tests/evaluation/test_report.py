@@ -20,7 +20,7 @@ from decomp_jax.evaluation.slices import SliceSet
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
 CODES = {"normal", "abnormal", "both"}
-NAMED = CODES | {f"{code}_asymmetric" for code in CODES} | {"sketch", "sketch_circle", "sketch_shifted", "random", 
+NAMED = CODES | {f"{code}_{kind}" for code in CODES for kind in ("asymmetric", "relative")} | {"sketch", "sketch_circle", "sketch_shifted", "random", 
                  "pixel_l2", "oracle_normal", "oracle_abnormal"}
 
 
@@ -113,6 +113,7 @@ def test_asymmetric_queries_and_drawn_lesions_find_at_least_as_much(written: tup
     retrieval, patients = written[1]["retrieval"], written[1]["patients"]["retrieval"]
     code = retrieval["abnormal"]["abnormal"]["whole_dice@5"]["mean"]
     assert retrieval["abnormal_asymmetric"]["abnormal"]["whole_dice@5"]["mean"] > code - 0.01
+    assert retrieval["abnormal_relative"]["abnormal"]["whole_dice@5"]["mean"] > code - 0.01
     drawn = retrieval["sketch"]["abnormal"]["whole_dice@5"]["mean"]
     assert drawn > code - 0.01 and drawn > retrieval["sketch_shifted"]["abnormal"]["whole_dice@5"]["mean"]
     for table, method in ((retrieval, "sketch_circle"), (patients, "patient")):

@@ -7,7 +7,7 @@ import pytest
 
 from decomp_jax.errors import UserError
 from decomp_jax.inference.search import search_banks
-from decomp_jax.retrieval import CodeBank, codes
+from decomp_jax.retrieval import CodeBank, codes, relative
 from tests.retrieval.brute_force import make_bank, make_queries
 
 OPTIONS = {"by": "both", "k": 4, "pairs": None, "exclude_same_patient": False, "one_per_patient": False}
@@ -43,6 +43,14 @@ def test_hits(banks: Path, tmp_path: Path, by: str) -> None:
     assert [int(line["rank"]) for line in lines] == [1, 2, 3, 4] * 6
     np.testing.assert_array_equal([np.float32(line["distance"]) for line in lines], hits.distances.ravel())
     assert all(line["patient_id"] == bank.rows["patient_id"][int(line["row"])] for line in lines)
+
+
+def test_relative_distances(banks: Path, tmp_path: Path) -> None:
+    lines = run(banks, tmp_path, by="abnormal", relative=True)
+    bank, queries = CodeBank.load(banks / "reference"), CodeBank.load(banks / "query")
+    hits = bank.search(relative(codes(abnormal=queries.abnormal_indices)), k=4)
+    assert [int(line["row"]) for line in lines] == hits.rows.ravel().tolist()
+    np.testing.assert_array_equal([np.float32(line["distance"]) for line in lines], hits.distances.ravel())
 
 
 def test_pairs_leave_out_both_patients(banks: Path, tmp_path: Path) -> None:
@@ -114,6 +122,7 @@ def test_patients(patients: Path, tmp_path: Path, options: dict[str, object]) ->
 
 @pytest.mark.parametrize("options, message", [
     ({"level": "patient", "pairs": Path("pairs.csv")}, "--pairs: names slices"),
+    ({"level": "patient", "relative": True}, "--relative: distances of patients are"),
     ({"within_mm": 3.0}, "--within_mm: is of --level=patient"),
     ({"level": "patient", "within_mm": -1.0}, "within_mm: needs numbers from 0 on"),
 ])

@@ -111,6 +111,18 @@ def make_any_queries(bank: CodeBank, name: str, count: int, *, seed: int = 2) ->
     }[name]()
 
 
+def lengths(bank: CodeBank, queries: Queries) -> np.ndarray:
+    """float64 [Q,N]: what relative distances are relative to."""
+    total = np.zeros((len(queries), len(bank)))
+    for example in queries.examples:
+        codebook = getattr(bank, f"{example.path}_codebook").astype(np.float64)
+        points = codebook[example.points] if example.points.ndim == 3 else example.points.astype(np.float64)
+        stored = np.square(codebook[getattr(bank, f"{example.path}_indices")]).sum(-1)
+        squares = np.square(points).sum(-1)[:, None] + stored
+        total += (np.abs(example.weights)[:, None] * squares).sum((2, 3))
+    return total
+
+
 ANY_QUERIES = (
     "latent normal", "latent abnormal", "both latent", "code and latent", "region", "region of codes",
     "weights a query", "slider", "examples", "one example for all", "counter-example", "far from", "nothing counts",

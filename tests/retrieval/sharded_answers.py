@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from brute_force import KINDS, make_any_queries, make_bank, make_queries
 
+from decomp_jax.retrieval import relative
+
 
 def main(out: str, *job: str) -> None:
     if job:
@@ -31,6 +33,9 @@ def main(out: str, *job: str) -> None:
         for count in (1, 5):  # one is scanned otherwise than a batch
             hits = bank.search(any_queries[:count], k=4, exclude=patients[:count], mesh=mesh)
             answers |= {f"{kind} {count} rows": hits.rows, f"{kind} {count} distances": hits.distances}
+        latent_queries, _ = make_any_queries(whole, "both latent", 5)
+        hits = whole.search(relative(latent_queries), k=6, exclude=patients, mesh=mesh)
+        answers |= {f"{kind} relative rows": hits.rows, f"{kind} relative distances": hits.distances}
         slices, _ = make_any_queries(whole, "both latent", 5)
         patient_hits = whole.search_patients(
             slices, heights=np.arange(5.0), within_mm={"normal": 2}, k=6, mesh=mesh,
