@@ -385,8 +385,9 @@ def by_patient(bank: CodeBank, rounds: int) -> Iterator[str]:
         bank.save(f"{folder}/bank")
         size = sum(file.stat().st_size for file in Path(folder, "bank").iterdir()) / 2**20
         held = run_apart("--fresh", f"{folder}/bank", "normal", "abnormal", "--patients")
+    limit = f" (at most {2 * size:.0f}, twice the bank's files)" if len(bank) >= 1_000_000 else ""
     yield (f"- Memory for it in a fresh process, by both codes: {held['resident']:.0f} MB, of which {held['mapped']:.0f} "
-           f"MB are pages of files; at the peak {held['peak']:.0f} MB (at most {2 * size:.0f}, twice the bank's files).")
+           f"MB are pages of files; at the peak {held['peak']:.0f} MB{limit}.")
 
 
 def report_queries(sizes: list[int], rounds: int) -> Iterator[str]:
