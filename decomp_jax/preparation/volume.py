@@ -2,8 +2,9 @@
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -56,6 +57,11 @@ def load_volume(path: Path, channel: int | None = None, files: tuple[Path, ...] 
 def parse_volume(path: Path, data: bytes) -> nib.Nifti1Image:
     """`load_volume` of the bytes of a NIfTI file, no longer compressed; `path` names it in errors."""
     return _checked(path, _parse(path, data))
+
+
+def parse_series(path: Path, files: Sequence[BinaryIO]) -> nib.Nifti1Image:
+    """`load_volume` of the files of a DICOM series; `path` names them in errors."""
+    return _checked(path, dicom.read_series(path, files))
 
 
 def declared_bytes(path: Path, head: bytes) -> tuple[int, int]:

@@ -75,7 +75,13 @@ class Pictures:
         Raises:
             UserError: a reference names no image.
         """
-        read = [self._read(reference) for reference in references]
+        return self._pictures([self._read(reference) for reference in references])
+
+    def prepared(self, images: Float16[np.ndarray, "n s s c"]) -> list[Picture]:
+        """Images that `upload` has prepared."""
+        return self._pictures([self._brought(image) for image in images])
+
+    def _pictures(self, read: list[tuple[Any, np.ndarray, np.ndarray, int | None]]) -> list[Picture]:
         found = self._decompose([(key, image) for key, image, _, row in read if row is None or self.at_hand])
         pictures = []
         for key, image, label, row in read:
@@ -99,7 +105,10 @@ class Pictures:
         image = np.frombuffer(data, "<f2").reshape(self.shape)
         if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
             raise UserError("image: has values outside 0 to 1; bring it again")
-        return data, image, np.full(self.shape[:2], UNLABELLED, np.uint8), None
+        return self._brought(image)
+
+    def _brought(self, image: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, None]:
+        return image.tobytes(), image, np.full(self.shape[:2], UNLABELLED, np.uint8), None
 
     def _decompose(self, images: list[tuple[Any, np.ndarray]]) -> dict[Any, Decomposition]:
         """Of each key; in batches of one or of `BATCH`, since each width is compiled for."""
