@@ -70,7 +70,7 @@ def declared_bytes(path: Path, head: bytes) -> tuple[int, int]:
     Raises UserError if there is no such header.
     """
     if not (image_class := _is_nifti(head)):
-        raise UserError(f"{path}: is no NIfTI file ({len(head)} bytes); {CURE}")
+        raise UserError(f"{path}: is no NIfTI file; {CURE}")
     try:
         # The header alone, not what may follow it, extensions.
         header = image_class.header_class(head[:image_class.header_class.sizeof_hdr])

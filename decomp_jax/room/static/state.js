@@ -2,7 +2,8 @@
  * All that the page knows and a session keeps: one plain object. What can be asked for again (images, answers) is kept
  * beside it, in `cache`.
  *
- * @typedef {{row?: number, pixels?: string, name?: string}} Picture an image of the archive, or one that was brought
+ * @typedef {{row?: number, pixels?: string, name?: string, scan?: string}} Picture an image of the archive, or one that
+ *   was brought, of a scan that the server knows by `scan`
  * @typedef {{anatomy: Picture|null, lesion: any, share: number, region: number[]|null, like: Picture[],
  *   unlike: Picture[], other_patients: boolean, one_per_patient: boolean, k: number}} Question
  */
@@ -34,6 +35,8 @@ function fresh() {
       codes: false,
       why: true,
       flick: false,
+      channel: 0,
+      large: null, // the tile that fills the desk
     },
     tool: { kind: "none", class: 1, size: 5 },
     tab: "hits",
@@ -124,9 +127,15 @@ export function keyOf(picture) {
 
 /** @param {Picture} picture @returns {string} */
 export function nameOf(picture) {
-  if (picture.row === undefined) return picture.name || "brought";
+  if (picture.row === undefined) return picture.name || (picture.pixels ? "brought" : "the drawing");
   const about = cache.thumbnails.get(picture.row)?.about ?? cache.looks.get(picture.row)?.data.about;
   return about ? `${about.patient_id}, ${about.slice_index}` : `row ${picture.row}`;
+}
+
+/** Of planes [C,S,S] the channel in sight. @param {any} planes @returns {any} */
+export function channel(planes) {
+  const length = facts.size * facts.size;
+  return planes.subarray(state.view.channel * length, (state.view.channel + 1) * length);
 }
 
 /** Run lengths of a map, as the server reads them. @param {Uint8Array} map @returns {number[]} */

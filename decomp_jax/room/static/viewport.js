@@ -11,7 +11,7 @@ import { facts, state } from "./state.js";
 
 /** The view at first: the part of the field that images of this archive use, black to white. */
 export function firstView() {
-  return { low: 0, high: facts.white || 1, zoom: 1 / (1 - 2 * facts.margin), x: 0.5, y: 0.5 };
+  return { low: 0, high: facts.white[state.view.channel] || 1, zoom: 1 / (1 - 2 * facts.margin), x: 0.5, y: 0.5 };
 }
 
 const SCRATCH = document.createElement("canvas");
