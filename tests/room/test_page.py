@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -54,10 +55,10 @@ def enter(page: Browser, address: str) -> None:
              "URL.createObjectURL = (blob) => { saved.push(blob); return make(blob); }; 0")
 
 
-def choose_file(page: Browser, selector: str, path: Path) -> None:
+def choose_file(page: Browser, selector: str, *paths: Path) -> None:
     root = page.send("DOM.getDocument")["root"]["nodeId"]
     node = page.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-    page.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+    page.send("DOM.setFileInputFiles", nodeId=node, files=[*map(str, paths)])
 
 
 def shown(page: Browser) -> list[int]:
@@ -114,6 +115,84 @@ def test_a_session_from_the_first_look_to_its_reopening(page: Browser, address: 
     page.wait(f"{STATUS}.includes('questions asked again')")
     assert "4 questions asked again, all with the same answers" in page.run(STATUS)
     assert sorted(shown(page)) == sorted(mixed)
+
+
+def test_anatomy_of_this_and_lesion_of_that_by_the_mouse(page: Browser) -> None:
+    page.click(".patients li:nth-child(2) button")
+    page.wait("document.querySelector('canvas[data-tile=image]')")
+    page.drag("#tiles .tile:first-child .caption", "[data-key=lesion]")
+    page.wait("document.querySelector('[data-key=lesion].full')")
+    own = page.run(STATE.format(".question.lesion"))
+    rows = ask(page, "3")
+    page.drag(f"[data-key=hit-{rows[1]}]", "[data-key=anatomy]")
+    page.wait(STATE.format(f".question.anatomy.row === {rows[1]}"))
+    question = page.run(STATE.format(".question"))
+    assert question["lesion"] == own == page.run(STATE.format(".shown")) and question["share"] == 0.5
+    page.run("document.activeElement.blur()")
+    mixed = ask(page, "Enter")
+    assert page.run(STATE.format(".log.at(-1).question.anatomy")) == {"row": rows[1]} and mixed != rows
+    page.drag(".strip .thumb.chosen", "[data-key=anatomy]")
+    page.wait(STATE.format(f".question.anatomy.row === {own['row']}"))
+    page.drag(f"[data-key=hit-{mixed[0]}]", "#answers .tabs")  # no place for it
+    assert page.run(STATE.format(".question.anatomy")) == own and not page.run("document.querySelector('.over')")
+
+
+def test_a_scan_is_brought_and_asked_with_for_slices_and_patients(page: Browser, address: str, tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2, 4, 1])
+    affine[2, 3] = -40
+    nib.save(nib.Nifti1Image(brain(), affine), tmp_path / "mine.nii.gz")
+    choose_file(page, "#file", tmp_path / "mine.nii.gz")
+    page.wait("document.querySelector('#tiles .note')?.innerText.startsWith('mine, ')")
+    scan = page.run(STATE.format(".shown"))
+    page.key("PageUp")
+    page.wait(f"document.querySelector('#tiles .note')?.innerText.startsWith('mine, {int(scan['name'][6:]) + 1}')")
+    assert len(ask(page, "1")) > 10
+    page.key("4")
+    page.wait("document.querySelectorAll('#answers canvas[data-slice]').length == 6")
+    asked = page.run(STATE.format(".log.at(-1)"))
+    assert asked["patients"] == {"scan": scan["scan"], "share": 0} and len(asked["ids"]) == 6
+    page.wait("document.querySelectorAll('#answers .thumb[data-key]').length > 6")
+    page.key("ArrowRight")
+    page.wait("document.querySelector('.detail')")
+    page.click("#save-session")
+    page.wait("saved.length")
+    (tmp_path / "session.json").write_text(page.run("saved[0].text()"))
+    page.open("about:blank")
+    enter(page, address)
+    choose_file(page, "#session-file", tmp_path / "session.json")
+    page.wait(f"{STATUS}.includes('questions asked again')")
+    assert "2 questions asked again, all with the same answers" in page.run(STATUS)
+
+
+def brain() -> np.ndarray:
+    x, y, z = np.mgrid[-1:1:70j, -1:1:80j, -1:1:24j]
+    values = np.random.default_rng(0).integers(80, 120, x.shape).astype(np.int16)
+    return np.where((x / 0.9) ** 2 + (y / 0.95) ** 2 + z**2 < 1, values, 0).astype(np.int16)
+
+
+def test_what_can_not_be_read_is_told_by_its_name(page: Browser, tmp_path: Path) -> None:
+    (tmp_path / "mine.nii").write_text("nothing")
+    choose_file(page, "#file", tmp_path / "mine.nii")
+    page.wait("document.querySelector('#status.error')")
+    assert page.run(STATUS) == "“mine.nii”: is no NIfTI file; copy or download it again"
+    page.key("Escape")
+    page.wait("!document.querySelector('#status.error')")
+    assert [problem for problem in page.problems if "400" not in problem] == []
+    page.problems.clear()
+
+
+def test_more_hits_are_shown_when_asked_for(page: Browser) -> None:
+    page.click(".patients li:nth-child(2) button")
+    page.wait("document.querySelector('canvas[data-tile=image]')")
+    assert len(ask(page, "2")) == 60
+    page.click("[data-key=more-hits]")
+    page.wait("document.querySelectorAll('#answers .thumb').length > 60")
+    assert page.run("Boolean(document.querySelector('[data-key=more-hits]'))") is False
+    page.click("#save-sheet")
+    page.wait("saved.length")
+    lines = -(-(len(shown(page)) + 2) // 6)
+    size = page.run("createImageBitmap(saved[0]).then((sheet) => [sheet.width, sheet.height])")
+    assert size == [1270, 86 + 250 * lines]
 
 
 def test_strokes_have_no_gaps_and_end_anywhere(page: Browser) -> None:

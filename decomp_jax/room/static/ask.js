@@ -143,11 +143,11 @@ export function ofPatient() {
 export async function askPatients() {
   if (!ofPatient()) return say("Choose a slice of a patient, or bring a scan, first.");
   say("Comparing patients …");
-  const { row, scan, name } = state.shown;
+  const { row, scan } = state.shown;
   const question = { ...(row === undefined ? { scan } : { row }), share: state.question.share };
   const answer = await telling(() => call("ask_patients", question));
   if (!answer) return undefined;
-  cache.patients = { ...answer.data, share: question.share, name, image: answer.arrays.image };
+  cache.patients = { ...answer.data, share: question.share, image: answer.arrays.image };
   say(`${answer.data.patients.length} patients`);
   change((now) => {
     now.tab = "patients";

@@ -228,7 +228,7 @@ function patientList() {
   const slice = (i) => make("div.thumb.small", {}, make("canvas", { "data-slice": String(i) }));
   const match = (row) => (row >= 0 ? thumb(row, "", { small: true }) : make("div.thumb.small.none", { title: NONE }, "no match"));
   const own = places().map((i) => (answer.image ? slice(i) : thumb(answer.rows[i], "", { small: true })));
-  const name = answer.name ?? cache.thumbnails.get(answer.rows[0])?.about.patient_id ?? "";
+  const name = answer.image ? "the scan" : (cache.thumbnails.get(answer.rows[0])?.about.patient_id ?? "");
   return [
     line(name, "asked with", own),
     ...strips().map((rows, n) => line(answer.patients[n], answer.distances[n].toPrecision(3), rows.map(match))),
@@ -286,7 +286,7 @@ function detail(row) {
       {},
       make("b", {}, `${id}, slice ${slice}`),
       make("br"),
-      ...(rank >= 0 ? [`distance ${distance(rank)}`, make("br")] : []),
+      ...(rank >= 0 && state.tab !== "patients" ? [`distance ${distance(rank)}`, make("br")] : []),
       facts_.join("  ·  "),
     ),
     make(

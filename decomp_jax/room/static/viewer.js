@@ -97,6 +97,8 @@ export function scenes(answer) {
 export function render() {
   const parent = at("tiles");
   const answer = state.shown && cache.looks.get(keyOf(state.shown));
+  parent.classList.toggle("waiting", !answer);
+  if (!answer && state.shown && parent.contains(tiles.image.canvas)) return; // the image before, dimmed
   if (!answer) {
     fill(
       parent,
