@@ -23,12 +23,13 @@ class Picture(NamedTuple):
     """An image that is asked with.
 
     Attributes:
+        image: float [S,S,C]; None where only its codes are at hand.
         decomposition: what the network says of it, without the first axis; None where only its codes are at hand.
         indices: integers [h,w] of each path.
         row: its row of the bank, None for an image that was brought.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     label: np.ndarray
     decomposition: Decomposition | None
     indices: dict[str, np.ndarray]
@@ -45,6 +46,7 @@ class Pictures:
     def __init__(self, decomposer: Decomposer, bank: CodeBank, dataset: SliceDataset | None) -> None:
         self._decomposer, self._bank, self._dataset = decomposer, bank, dataset
         self._kept: collections.OrderedDict[Any, Decomposition] = collections.OrderedDict()
+        self._unlabelled = np.full(self.shape[:2], UNLABELLED, np.uint8)
         self.at_hand = dataset is not None
 
     @property
@@ -81,17 +83,19 @@ class Pictures:
         """Images that `upload` has prepared."""
         return self._pictures([self._brought(image) for image in images])
 
-    def _pictures(self, read: list[tuple[Any, np.ndarray, np.ndarray, int | None]]) -> list[Picture]:
-        found = self._decompose([(key, image) for key, image, _, row in read if row is None or self.at_hand])
+    def _pictures(self, read: list[tuple[Any, np.ndarray | None, np.ndarray, int | None]]) -> list[Picture]:
+        found = self._decompose([(key, image) for key, image, *_ in read if image is not None])
         pictures = []
         for key, image, label, row in read:
             decomposition = found.get(key)
             pictures.append(Picture(image, label, decomposition, self._indices(decomposition, row), row))
         return pictures
 
-    def _read(self, reference: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, int | None]:
+    def _read(self, reference: dict[str, Any]) -> tuple[Any, np.ndarray | None, np.ndarray, int | None]:
         if "row" in reference:
             row = checked_row(reference["row"], len(self._bank))
+            if not self.at_hand:
+                return row, None, self._unlabelled, row
             images, labels = self.archived(np.array([row]))
             return row, images[0], labels[0], row
         pixels = reference.get("pixels")
@@ -108,7 +112,7 @@ class Pictures:
         return self._brought(image)
 
     def _brought(self, image: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, None]:
-        return image.tobytes(), image, np.full(self.shape[:2], UNLABELLED, np.uint8), None
+        return image.tobytes(), image, self._unlabelled, None
 
     def _decompose(self, images: list[tuple[Any, np.ndarray]]) -> dict[Any, Decomposition]:
         """Of each key; in batches of one or of `BATCH`, since each width is compiled for."""

@@ -175,7 +175,8 @@ class Room:
         if known is None:
             decoded = self._decomposer.decode(*(picture.indices[path][None] for path in PATHS))
             known = Decoding(decoded.x_plus[0], decoded.x_minus[0], decoded.segmentation[0])
-        planes = {"image": picture.image, "x_minus": known.x_minus, "x_plus": known.x_plus}
+        image = known.x_plus if picture.image is None else picture.image
+        planes = {"image": image, "x_minus": known.x_minus, "x_plus": known.x_plus}
         lesion = known.segmentation.argmax(-1).astype(np.uint8)
         if picture.row is not None:
             data["about"] = self._archive.describe(np.array([picture.row]))[0]
