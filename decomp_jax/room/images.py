@@ -14,9 +14,10 @@ from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.retrieval import CodeBank
 
 UNLABELLED = 255
-# Decompositions that are kept, and images decomposed at a time.
+# Decompositions that are kept; images decomposed at a time, but for a few, which are decomposed one by one.
 KEPT = 64
 BATCH = 16
+FEW = 4
 
 
 class Picture(NamedTuple):
@@ -117,9 +118,9 @@ class Pictures:
     def _decompose(self, images: list[tuple[Any, np.ndarray]]) -> dict[Any, Decomposition]:
         """Of each key; in batches of one or of `BATCH`, since each width is compiled for."""
         new = list({key: image for key, image in images if key not in self._kept}.items())
-        size = 1 if len(new) == 1 else BATCH
-        for start in range(0, len(new), size):
-            some = new[start:start + size]
+        while new:
+            size = 1 if len(new) <= FEW else BATCH
+            some, new = new[:size], new[size:]
             stacked = np.stack([image for _, image in some] + [some[-1][1]] * (size - len(some)))
             output = self._decomposer.decompose(stacked)
             for i, (key, _) in enumerate(some):

@@ -1,5 +1,6 @@
 """What a reader can ask of an archive: questions as plain data in, answers as plain data and arrays out."""
 
+import base64
 import dataclasses
 import functools
 import operator
@@ -108,6 +109,7 @@ class Room:
             return [self.about]
         size = self._decomposer.settings.size
         first, last = {"row": 0}, {"row": len(self._bank) - 1}
+        blank = {"pixels": base64.b64encode(bytes(2 * int(np.prod(self._pictures.shape)))).decode()}
         drawing = [0, size * (size // 2), 1, size, 0, size * size - size * (size // 2 + 1)]
         steps = [
             self.about,
@@ -117,6 +119,8 @@ class Room:
         for share in (0.0, 0.5, 1.0):
             question = {"anatomy": first, "lesion": last, "share": share}
             steps += [functools.partial(self.ask, question), functools.partial(self.ask, question | {"like": [last]})]
+            if not self._pictures.at_hand:  # an image that is brought is asked with otherwise than the archive's
+                steps.append(functools.partial(self.ask, question | {"anatomy": blank, "lesion": blank}))
         if self._can_draw:
             steps.append(functools.partial(self.paint, {"anatomy": first, "drawing": drawing}))
             steps.append(functools.partial(self.ask, {"anatomy": first, "lesion": {"drawing": drawing}}))

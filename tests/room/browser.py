@@ -121,6 +121,12 @@ class Browser:
         self.mouse("mouseReleased", to_x, to_y)
         self.send("Input.setInterceptDrags", enabled=False)
 
+    def choose(self, selector: str, *paths: str | Path) -> None:
+        """Gives files to an input element."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(Path(path).resolve()) for path in paths])
+
     def box(self, selector: str) -> tuple[float, float, float, float]:
         """Left, top, width and height of an element, which is scrolled into sight."""
         return tuple(self.run(f"(() => {{ const one = document.querySelector({json.dumps(selector)});"

@@ -55,12 +55,6 @@ def enter(page: Browser, address: str) -> None:
              "URL.createObjectURL = (blob) => { saved.push(blob); return make(blob); }; 0")
 
 
-def choose_file(page: Browser, selector: str, *paths: Path) -> None:
-    root = page.send("DOM.getDocument")["root"]["nodeId"]
-    node = page.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-    page.send("DOM.setFileInputFiles", nodeId=node, files=[*map(str, paths)])
-
-
 def shown(page: Browser) -> list[int]:
     return page.run("[...document.querySelectorAll('#answers .thumbs canvas')].map((c) => Number(c.dataset.row))")
 
@@ -111,7 +105,7 @@ def test_a_session_from_the_first_look_to_its_reopening(page: Browser, address: 
     assert page.run("saved[2].type") == "image/png" and page.run("saved[2].size") > 10_000
     page.open("about:blank")
     enter(page, address)
-    choose_file(page, "#session-file", tmp_path / "session.json")
+    page.choose("#session-file", tmp_path / "session.json")
     page.wait(f"{STATUS}.includes('questions asked again')")
     assert "4 questions asked again, all with the same answers" in page.run(STATUS)
     assert sorted(shown(page)) == sorted(mixed)
@@ -141,7 +135,7 @@ def test_a_scan_is_brought_and_asked_with_for_slices_and_patients(page: Browser,
     affine = np.diag([2.0, 2, 4, 1])
     affine[2, 3] = -40
     nib.save(nib.Nifti1Image(brain(), affine), tmp_path / "mine.nii.gz")
-    choose_file(page, "#file", tmp_path / "mine.nii.gz")
+    page.choose("#file", tmp_path / "mine.nii.gz")
     page.wait("document.querySelector('#tiles .note')?.innerText.startsWith('mine, ')")
     scan = page.run(STATE.format(".shown"))
     page.key("PageUp")
@@ -159,7 +153,7 @@ def test_a_scan_is_brought_and_asked_with_for_slices_and_patients(page: Browser,
     (tmp_path / "session.json").write_text(page.run("saved[0].text()"))
     page.open("about:blank")
     enter(page, address)
-    choose_file(page, "#session-file", tmp_path / "session.json")
+    page.choose("#session-file", tmp_path / "session.json")
     page.wait(f"{STATUS}.includes('questions asked again')")
     assert "2 questions asked again, all with the same answers" in page.run(STATUS)
 
@@ -172,7 +166,7 @@ def brain() -> np.ndarray:
 
 def test_what_can_not_be_read_is_told_by_its_name(page: Browser, tmp_path: Path) -> None:
     (tmp_path / "mine.nii").write_text("nothing")
-    choose_file(page, "#file", tmp_path / "mine.nii")
+    page.choose("#file", tmp_path / "mine.nii")
     page.wait("document.querySelector('#status.error')")
     assert page.run(STATUS) == "“mine.nii”: is no NIfTI file; copy or download it again"
     page.key("Escape")

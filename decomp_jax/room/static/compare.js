@@ -19,7 +19,7 @@ export function setUp(how) {
 }
 
 /** Puts a row beside the image on the desk, or takes it away again. @param {number|null} row */
-export function add(row) {
+export async function add(row) {
   if (row === null) return;
   const began = !state.compare.length && state.shown && keyOf(state.shown) !== row;
   change((now) => {
@@ -28,8 +28,8 @@ export function add(row) {
     now.compare = rest.length < now.compare.length ? rest : [...now.compare.slice(0, MOST - 1), { row }];
     if (now.compare.length < 2 && !began) now.compare = [];
   });
-  state.compare.forEach(look);
   if (state.compare.length) at("compare").focus();
+  for (const picture of state.compare) await look(picture); // a newer one would take the place of an older
 }
 
 /** Shows the image on the desk beside each of the hits in turn. @param {number} row */
