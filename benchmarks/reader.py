@@ -1,4 +1,4 @@
-"""A reader at work in the reading room, by mouse and keys in Chromium: what an action takes, and whether memory stays flat.
+"""A reader at work in the reading room, by mouse and keys in Chromium: what actions take, and whether memory is flat.
 
     python benchmarks/reader.py --bank=BANK [--workdir models/phantom64] [--data DATA] [--scan SCAN.nii.gz]
                                 [--actions 1000] [--pause 0] [--write docs/room.md]
@@ -34,8 +34,8 @@ class Reader:
             "slice up": ("PageUp", 8), "slice down": ("PageDown", 8), "by anatomy": ("1", 6), "by both": ("2", 6),
             "by lesion": ("3", 6), "patients": ("4", 2), "the image alone": ("i", 3), "next hit": ("ArrowRight", 8),
             "next patient": ("ArrowDown", 4), "mark": ("m", 3), "anatomy of it": ("a", 2), "lesion of it": ("l", 2),
-            "more like it": ("p", 1), "less like it": ("n", 1), "flicker": ("f", 3), "codes": ("g", 2), "labels": ("t", 2),
-            "why": ("w", 2), "zoom": ("+", 2), "first view": ("0", 3), "large": ("z", 2),
+            "more like it": ("p", 1), "less like it": ("n", 1), "flicker": ("f", 3), "codes": ("g", 2),
+            "labels": ("t", 2), "why": ("w", 2), "zoom": ("+", 2), "first view": ("0", 3), "large": ("z", 2),
         }
         self._weights: dict[str, int] = {name: weight for name, (_, weight) in keys.items()}
         self._actions: dict[str, Callable[[], object]] = {
@@ -62,8 +62,9 @@ class Reader:
         """A selector of one of the elements, marked for it; "" if there are none."""
         count = self._page.run(f"document.querySelectorAll({selector!r}).length")
         if count:
-            self._page.run(f"document.querySelectorAll({selector!r})[{self._rng.integers(count)}].dataset.any = ++window.any")
-        return f"[data-any='{self._page.run('window.any')}']" if count else ""
+            one = f"document.querySelectorAll({selector!r})[{self._rng.integers(count)}]"
+            return f"[data-any='{self._page.run(f'{one}.dataset.any = ++window.any')}']"
+        return ""
 
     def _open(self) -> None:
         self._page.click(self._any(".patients li button"))

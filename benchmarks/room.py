@@ -1,4 +1,4 @@
-"""How long a reader waits in the reading room at an archive of many slices, once warm; and what a hundred at a time take.
+"""How long a reader of the reading room waits at an archive of many slices, once warm; and a hundred at a time.
 
     python benchmarks/room.py [--workdir models/phantom64] [--slices 100000] [--rounds 15] [--write docs/room.md]
 

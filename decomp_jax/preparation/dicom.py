@@ -51,7 +51,7 @@ def _highdicom() -> types.ModuleType:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[types.ModuleType]:
-    """highdicom; what it says of a file is told in one line, and no value of the file in warnings, which may be logged."""
+    """highdicom; what it says of a file is told in one line. No warnings: these hold values of the file."""
     highdicom = _highdicom()
     log = logging.getLogger("pydicom")
     level = log.level
@@ -98,7 +98,7 @@ def find_series(folder: Path) -> list[Series]:
 
 
 def declared_bytes(path: Path, data: bytes) -> tuple[int, int]:
-    """How many bytes the pixels of a file take, and how many they are, before any is unpacked; `path` names it in errors.
+    """How many bytes a file's pixels take, and how many they are, before any is unpacked; `path` names it in errors.
 
     Raises:
         UserError: it is compressed, has fewer bytes than it declares, or is no image of whole slices.
@@ -110,7 +110,8 @@ def declared_bytes(path: Path, data: bytes) -> tuple[int, int]:
 
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_SIZES)
         if header.file_meta.TransferSyntaxUID.is_compressed:
-            raise UserError(f"{path}: is compressed ({header.file_meta.TransferSyntaxUID.name}); export it uncompressed")
+            syntax = header.file_meta.TransferSyntaxUID.name
+            raise UserError(f"{path}: is compressed ({syntax}); export it uncompressed")
         sizes = [int(header.get(name) or 1) for name in _SIZES[:4]]
         bits = int(header.get("BitsAllocated") or 0)
     if not {"Rows", "Columns", "BitsAllocated"} <= {*header.dir()} or "TotalPixelMatrixRows" in header:

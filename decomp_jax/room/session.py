@@ -138,8 +138,8 @@ class Room:
     def _about(self) -> dict[str, Any]:
         settings, rows = self._decomposer.settings, self._bank.rows
         some = np.linspace(0, len(rows) - 1, min(len(rows), 32)).astype(int)
-        images = self._pictures.archived(some)[0].astype(np.float32) if len(some) else np.zeros((0, *self._pictures.shape))
-        displays = [Display.fit(images[..., [channel]]) for channel in range(images.shape[3])]
+        images = self._pictures.archived(some)[0] if len(some) else np.zeros((0, *self._pictures.shape))
+        displays = [Display.fit(images[..., [channel]].astype(np.float32)) for channel in range(images.shape[3])]
         return {
             "model": self._decomposer.model_digest, "bank": self._digest, "slices": len(rows),
             "patients": len(self._archive), "size": settings.size, "grid": self._decomposer.grid,
@@ -147,8 +147,8 @@ class Room:
             "aliases": {name: CHANNEL_ALIASES.get(name, (name.lower(),)) for name in settings.modalities},
             "pictures": settings.foreground == FOREGROUND, "classes": settings.lesion_classes,
             "colours": [LESION_COLOURS[i % len(LESION_COLOURS)] for i in range(len(settings.lesion_classes))],
-            "at_hand": self._pictures.at_hand, "can_draw": self._can_draw, "white": [display.white for display in displays],
-            "margin": min(display.margin for display in displays),
+            "at_hand": self._pictures.at_hand, "can_draw": self._can_draw,
+            "white": [display.white for display in displays], "margin": min(display.margin for display in displays),
             "columns": self._archive.columns, "choices": self._archive.choices,
         }
 

@@ -14,7 +14,6 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import Float16, Float32
 from PIL import Image
@@ -69,7 +68,8 @@ class Brought:
         """
         files, modalities = _files(body), self._settings.modalities
         if len(files) != len(modalities) or not all(files):
-            raise UserError(f"{FILE}: the network reads {' and '.join(modalities)}; bring all of them and nothing else")
+            names = " and ".join(modalities)
+            raise UserError(f"{FILE}: the network reads {names}; bring all of them and nothing else")
         pictures, bitmap = self._settings.foreground == PICTURES, files[0][0].startswith((PNG, JPEG))
         if bitmap != pictures and not _is_dicom(files[0][0]):
             wanted = "pictures: bring a PNG, JPEG or DICOM image" if pictures else "scans: bring NIfTI or DICOM"

@@ -191,7 +191,8 @@ class Noise:
         rng = np.random.default_rng(5)
         shape = (24, settings.size, settings.size)
         self.settings = settings
-        self.fields = {"image": rng.random((*shape, 2)).astype(np.float16), "label": rng.integers(0, 4, shape, np.uint8)}
+        images = rng.random((*shape, 2)).astype(np.float16)
+        self.fields = {"image": images, "label": rng.integers(0, 4, shape, np.uint8)}
         self.rows = np.zeros(24, row_dtype(4))
         self.rows["patient_id"], self.rows["slice_index"] = [f"p{i // 6}" for i in range(24)], np.arange(24) % 6
         self.rows["position_mm"] = 4 * (np.arange(24) % 6)

@@ -247,7 +247,8 @@ DICOM_ATTACKS = {
     "DICOM in name alone": (lambda: bytes(128) + b"DICM" + b"nonsense" * 100, "can't be read as DICOM|no DICOM image"),
     "DICOM of sequences in sequences": (lambda: nested(2000), "can't be read as DICOM|no DICOM image"),
     "a single pixel bit": (lambda: dicom(BitsAllocated=1), "not what its header declares"),
-    "DICOM with far more than its pixels": (lambda: dicom(ImageComments="x" * (upload.MOST_HEADERS + 1)), "beside its pixels"),
+    "DICOM with far more than its pixels": (
+        lambda: dicom(ImageComments="x" * (upload.MOST_HEADERS + 1)), "beside its pixels"),
 }
 
 
@@ -301,9 +302,9 @@ def sized(head: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("data", [
-    b"", b"\x01", struct.pack("<I", 1 << 31) + b"[]", sized(b"[[1]]"), sized(b"[[1]]") + b"ab", sized(b"[[-1, 2]]") + b"a",
-    sized(b"{}"), sized(b"[1]") + b"a", sized(b"[[1.0]]") + b"a", sized(b"[[true]]") + b"a", sized(b'["a"]'), sized(b"null"),
-    sized(b"[" * 30_000), sized(b"[[" + b"0," * upload.MOST_SIZES + b"0]]"),
+    b"", b"\x01", struct.pack("<I", 1 << 31) + b"[]", sized(b"[[1]]"), sized(b"[[1]]") + b"ab",
+    sized(b"[[-1, 2]]") + b"a", sized(b"{}"), sized(b"[1]") + b"a", sized(b"[[1.0]]") + b"a", sized(b"[[true]]") + b"a",
+    sized(b'["a"]'), sized(b"null"), sized(b"[" * 30_000), sized(b"[[" + b"0," * upload.MOST_SIZES + b"0]]"),
 ])
 def test_bodies_that_are_no_files_are_told(data: bytes) -> None:
     with pytest.raises(UserError, match="did not arrive whole|bring all of them"):
