@@ -77,7 +77,8 @@ class Brought:
         if pictures and len(files[0]) > 1:
             raise UserError(f"{FILE}: is one of {len(files[0])}; bring one picture")
         if pictures:
-            slices = Slices(prepare_values(FILE, _picture(files[0][0]), self._settings)[None], [0], np.full(1, np.nan, np.float32))
+            image = prepare_values(FILE, _picture(files[0][0]), self._settings)
+            slices = Slices(image[None], [0], np.full(1, np.nan, np.float32))
         else:
             slices = _slices(files, self._settings)
         name = hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in slices)).hexdigest()
