@@ -5,7 +5,7 @@ import { chosen, isDicom, sort } from "./bring.js";
 import { at, fill, make, say } from "./dom.js";
 import { bring, call } from "./server.js";
 import { cache, change, channel, facts, state } from "./state.js";
-import { draw } from "./viewport.js";
+import { drawEach } from "./viewport.js";
 import { draggable } from "./question.js";
 
 const filter = { text: "", where: /** @type {Record<string, string>} */ ({}) };
@@ -127,10 +127,10 @@ export function render() {
     list(),
     opened && slices(),
   );
-  for (const canvas of at("archive").querySelectorAll("canvas")) {
+  drawEach(at("archive").querySelectorAll("canvas"), (canvas) => {
     const small = cache.thumbnails.get(Number(canvas.dataset.row))?.image;
-    draw(canvas, { plane: small ? { pixels: channel(small), most: 255 } : null });
-  }
+    return { plane: small ? { pixels: channel(small), most: 255 } : null };
+  });
   if (centred !== state.shown?.row) {
     centred = state.shown?.row;
     at("archive").querySelector(".strip .chosen")?.scrollIntoView({ block: "nearest", inline: "center" });

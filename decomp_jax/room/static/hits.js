@@ -6,7 +6,7 @@ import { at, fill, make } from "./dom.js";
 import { ask } from "./ask.js";
 import { addExample, draggable, put } from "./question.js";
 import { cache, change, channel, facts, pose, state } from "./state.js";
-import { draw } from "./viewport.js";
+import { drawEach } from "./viewport.js";
 
 const LABEL = "#dfe6ee";
 const MOST_HITS = 200;
@@ -113,28 +113,29 @@ export function render() {
     make("div.list", { "data-scroll": "answers" }, ...lists[/** @type {keyof typeof lists} */ (state.tab)]()),
     listed().includes(state.hit) && detail(state.hit),
   );
-  for (const canvas of at("answers").querySelectorAll("canvas[data-row]")) paintThumb(/** @type {any} */ (canvas));
-  for (const canvas of at("answers").querySelectorAll("canvas[data-slice]")) paintSlice(/** @type {any} */ (canvas));
+  drawEach(at("answers").querySelectorAll("canvas[data-row]"), ofThumb);
+  drawEach(at("answers").querySelectorAll("canvas[data-slice]"), ofSlice);
 }
 
-function paintThumb(canvas) {
+/** @returns {import("./viewport.js").Scene} */
+function ofThumb(canvas) {
   const row = Number(canvas.dataset.row);
   const small = cache.thumbnails.get(row);
   const rank = canvas.dataset.why ? (cache.hits?.rows.indexOf(row) ?? -1) : -1;
-  draw(canvas, {
+  return {
     plane: small?.image ? { pixels: channel(small.image), most: 255 } : null,
     outlines:
       small?.image && state.view.labels ? [{ labels: small.label, colours: facts.colours.map(() => LABEL) }] : [],
     heat: state.view.why && rank >= 0 ? { values: cache.hits.why[rank], most: cache.hits.most } : null,
-  });
+  };
 }
 
-/** A slice of the scan that was asked with. */
-function paintSlice(canvas) {
+/** A slice of the scan that was asked with. @returns {import("./viewport.js").Scene} */
+function ofSlice(canvas) {
   const { image } = cache.patients;
   const length = image.length / image.shape[0];
   const slice = image.subarray(canvas.dataset.slice * length, (Number(canvas.dataset.slice) + 1) * length);
-  draw(canvas, { plane: { pixels: channel(slice), most: 255 } });
+  return { plane: { pixels: channel(slice), most: 255 } };
 }
 
 /** @param {number} row @param {string} text @param {{small?: boolean, why?: boolean}} [options] */
