@@ -14,6 +14,9 @@ from decomp_jax.retrieval import CodeBank
 from tests.conftest import run_python, start_python
 from tests.room.browser import CHROMIUM, Browser
 from tests.room.test_serve import PROGRAM
+from tests.room.test_upload import AFFINE, patient, series
+
+__all__ = ["series"]
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
 EVIL = "<img src=x onerror=window.pwned=1>"
@@ -162,6 +165,60 @@ def brain() -> np.ndarray:
     x, y, z = np.mgrid[-1:1:70j, -1:1:80j, -1:1:24j]
     values = np.random.default_rng(0).integers(80, 120, x.shape).astype(np.int16)
     return np.where((x / 0.9) ** 2 + (y / 0.95) ** 2 + z**2 < 1, values, 0).astype(np.int16)
+
+
+TWO_MODALITIES = """
+from decomp_jax.data.schema import Settings
+from decomp_jax.errors import run_program
+from decomp_jax.retrieval import CodeBank
+from decomp_jax.room.serve import serve_room
+from decomp_jax.room.session import Room
+from tests.inference.networks import random_network
+from tests.room.test_session import Noise
+settings = Settings("brats", 16, modalities=("t1ce", "flair"))
+network, noise = random_network(settings), Noise(settings)
+bank = CodeBank.from_arrays(**vars(network.encode(noise.fields["image"])), rows=noise.rows,
+                            normal_codebook=network.normal_codebook, abnormal_codebook=network.abnormal_codebook)
+Room.warm_up = lambda self: []
+run_program(lambda: serve_room(Room(network, bank, noise, bank_digest=""), 0))
+"""
+PICTURE = "document.querySelector('canvas[data-tile=image]').toDataURL()"
+
+
+def test_modalities_are_told_apart_by_name_or_by_the_reader(tmp_path: Path, series: list[bytes]) -> None:
+    """Two NIfTI files, and the same scan as a DICOM series and a NIfTI file, whose names tell nothing."""
+    for kind in ("t1ce", "flair"):
+        image = nib.Nifti1Image(getattr(patient(0), kind), AFFINE)
+        image.header.set_qform(AFFINE, 1)
+        nib.save(image, tmp_path / f"p_{kind}.nii.gz")
+    (tmp_path / "p_flair.nii.gz").replace(tmp_path / "p_t2f.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes((tmp_path / "p_t2f.nii.gz").read_bytes())
+    files = []
+    for i, data in enumerate(series):
+        files.append(tmp_path / f"IM{i}")
+        files[-1].write_bytes(data)
+    process = start_python("-c", TWO_MODALITIES)
+    try:
+        with Browser() as page:
+            enter(page, process.stdout.readline().strip())
+            page.choose("#file", tmp_path / "p_t2f.nii.gz", tmp_path / "p_t1ce.nii.gz")
+            page.wait("document.querySelector('#tiles .note')?.innerText.startsWith('p_t1ce, ')", 60)
+            first, scan = page.run(PICTURE), page.run(STATE.format(".shown.scan"))
+            page.key("h")
+            page.wait(f"document.querySelector('[data-key=channel]').value === '1' && {PICTURE} !== '{first}'")
+            page.choose("#file", *files)
+            page.wait("document.getElementById('bring').open")
+            assert page.run("document.querySelector('[data-key=take]').disabled")
+            page.choose("[data-key=choose-t1ce] input", *files)
+            page.wait("document.getElementById('bring').innerText.includes('5 files')")
+            page.choose("[data-key=choose-flair] input", tmp_path / "b.nii.gz")
+            page.click("[data-key=take]:not([disabled])")
+            page.wait("document.querySelector('#tiles .note')?.innerText.startsWith('DICOM, ')", 60)
+            assert page.run(STATE.format(".shown.scan")) == scan, "the same scan"
+            assert not page.problems and not [path.name for path in files if path.name in json.dumps(page.run(STATE.format("")))]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def test_what_can_not_be_read_is_told_by_its_name(page: Browser, tmp_path: Path) -> None:
