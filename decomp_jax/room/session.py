@@ -28,6 +28,7 @@ MOST_THUMBNAILS = 256
 # Numbers of examples of a path that are compiled for.
 EXAMPLES = (0, 1, 4, 2 * MOST_EXAMPLES + 1)
 PATIENTS = 12
+FAINT = 0.02  # what paintings have below it is no part of the body
 
 
 class Answer(NamedTuple):
@@ -139,7 +140,8 @@ class Room:
         settings, rows = self._decomposer.settings, self._bank.rows
         some = np.linspace(0, len(rows) - 1, min(len(rows), 32)).astype(int)
         images = self._pictures.archived(some)[0] if len(some) else np.zeros((0, *self._pictures.shape))
-        displays = [Display.fit(images[..., [channel]].astype(np.float32)) for channel in range(images.shape[3])]
+        images = np.where(images < FAINT, 0, images.astype(np.float32))
+        displays = [Display.fit(images[..., [channel]]) for channel in range(images.shape[3])]
         return {
             "model": self._decomposer.model_digest, "bank": self._digest, "slices": len(rows),
             "patients": len(self._archive), "size": settings.size, "grid": self._decomposer.grid,
