@@ -114,7 +114,7 @@ def declared_bytes(path: Path, data: bytes) -> tuple[int, int]:
             raise UserError(f"{path}: is compressed ({syntax}); export it uncompressed")
         sizes = [int(header.get(name) or 1) for name in _SIZES[:4]]
         bits = int(header.get("BitsAllocated") or 0)
-    if not {"Rows", "Columns", "BitsAllocated"} <= {*header.dir()} or "TotalPixelMatrixRows" in header:
+    if not all(name in header for name in ("Rows", "Columns", "BitsAllocated")) or "TotalPixelMatrixRows" in header:
         raise UserError(f"{path}: is no DICOM image of whole slices; bring those of the scan")
     pixels = int(np.prod(sizes, dtype=object))
     if min(sizes) < 1 or bits < 8 or pixels * bits // 8 > len(data):

@@ -36,7 +36,7 @@ MOST_HEADERS = 1 << 24  # bytes of DICOM files beside their pixels: each element
 GZIP, PNG, JPEG = b"\x1f\x8b", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 HEADER = 540  # bytes of the longest NIfTI header
 MOST_SIZES = 1 << 16  # bytes of the list of files
-# Stands for the file's name, which stays in the browser.
+# Stands for the file's name, which stays in the browser; of several modalities "the t1ce file".
 FILE = Path("the file")
 
 
@@ -140,49 +140,52 @@ def _bitmap_pixels(data: bytes) -> int:
 
 def _slices(groups: list[list[bytes]], settings: Settings) -> Slices:
     """Of a scan, from the files of each modality."""
-    series = [_is_dicom(files[0]) for files in groups]
-    voxels = sum((_series_voxels if one else _volume_voxels)(files) for one, files in zip(series, groups))
+    names = [FILE] if len(groups) == 1 else [Path(f"the {modality} file") for modality in settings.modalities]
+    voxels = sum((_series_voxels if _is_dicom(files[0]) else _volume_voxels)(name, files)
+                 for name, files in zip(names, groups))
     if not 0 < voxels <= MOST_VOXELS:
         raise UserError(f"{FILE}: declares {voxels:,} voxels; bring a scan of at most {MOST_VOXELS:,}")
-    volumes = [parse_series(FILE, [io.BytesIO(file) for file in files]) if one else parse_volume(FILE, _whole(files[0]))
-               for one, files in zip(series, groups)]
-    scan = make_scan([Source(FILE)] * len(volumes), volumes, settings)
+    volumes = [
+        parse_series(name, [io.BytesIO(file) for file in files]) if _is_dicom(files[0])
+        else parse_volume(name, _whole(name, files[0])) for name, files in zip(names, groups)
+    ]
+    scan = make_scan([Source(name) for name in names], volumes, settings)
     filled = scan.filled_slices
     return Slices(scan.image(filled), filled.tolist(), scan.position_mm(filled))
 
 
-def _series_voxels(files: list[bytes]) -> int:
+def _series_voxels(name: Path, files: list[bytes]) -> int:
     if not all(map(_is_dicom, files)):
-        raise UserError(f"{FILE}: is brought with files of other kinds; bring those of one series")
-    sizes, voxels = zip(*(dicom.declared_bytes(FILE, file) for file in files))
+        raise UserError(f"{name}: is brought with files of other kinds; bring those of one series")
+    sizes, voxels = zip(*(dicom.declared_bytes(name, file) for file in files))
     if sum(map(len, files)) - sum(sizes) > MOST_HEADERS:
-        raise UserError(f"{FILE}: holds more beside its pixels than the room takes; export the scan alone")
+        raise UserError(f"{name}: holds more beside its pixels than the room takes; export the scan alone")
     return sum(voxels)
 
 
-def _volume_voxels(files: list[bytes]) -> int:
+def _volume_voxels(name: Path, files: list[bytes]) -> int:
     if len(files) > 1:
-        raise UserError(f"{FILE}: is one of {len(files)}; bring one NIfTI file, or those of one DICOM series")
-    size, voxels = _declared(files[0])
+        raise UserError(f"{name}: is one of {len(files)}; bring one NIfTI file, or those of one DICOM series")
+    size, voxels = _declared(name, files[0])
     return voxels if 0 < size <= MOST_BYTES else max(voxels, MOST_VOXELS + 1)
 
 
-def _declared(data: bytes) -> tuple[int, int]:
+def _declared(name: Path, data: bytes) -> tuple[int, int]:
     """Bytes of a NIfTI file, unpacked, and its voxels."""
-    return declared_bytes(FILE, _unpacked(data, HEADER)[0] if data.startswith(GZIP) else data[:HEADER])
+    return declared_bytes(name, _unpacked(name, data, HEADER)[0] if data.startswith(GZIP) else data[:HEADER])
 
 
-def _whole(data: bytes) -> bytes:
+def _whole(name: Path, data: bytes) -> bytes:
     """A NIfTI file, no longer compressed."""
     if not data.startswith(GZIP):
         return data
-    data, whole = _unpacked(data, _declared(data)[0] + 1)
+    data, whole = _unpacked(name, data, _declared(name, data)[0] + 1)
     if not whole:
-        raise UserError(f"{FILE}: is not what its header declares; copy or download it again")
+        raise UserError(f"{name}: is not what its header declares; copy or download it again")
     return data
 
 
-def _unpacked(data: bytes, most: int) -> tuple[bytes, bool]:
+def _unpacked(name: Path, data: bytes, most: int) -> tuple[bytes, bool]:
     """The first `most` bytes, no more being ever unpacked, and whether that is all, with the right checksums.
 
     A gzip file may have several members, one after the other.
@@ -197,4 +200,4 @@ def _unpacked(data: bytes, most: int) -> tuple[bytes, bool]:
                 return b"".join(parts), False
         return b"".join(parts), not data
     except zlib.error as error:
-        raise UserError(f"{FILE}: is a damaged gzip file; copy or download it again") from error
+        raise UserError(f"{name}: is a damaged gzip file; copy or download it again") from error

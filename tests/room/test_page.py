@@ -206,6 +206,13 @@ def test_modalities_are_told_apart_by_name_or_by_the_reader(tmp_path: Path, seri
             first, scan = page.run(PICTURE), page.run(STATE.format(".shown.scan"))
             page.key("h")
             page.wait(f"document.querySelector('[data-key=channel]').value === '1' && {PICTURE} !== '{first}'")
+            (tmp_path / "folder" / "flair").mkdir(parents=True)
+            for i, file in enumerate(files):
+                (tmp_path / "folder" / "flair" / f"IM{i}").write_bytes(file.read_bytes())
+            (tmp_path / "folder" / ".DS_Store").write_text("of the folder")
+            page.drop(tmp_path / "folder", tmp_path / "p_t1ce.nii.gz")
+            page.wait(STATE.format(f".shown.scan !== '{scan}'"), 60)
+            assert page.run(STATE.format(".shown.name")).startswith("p_t1ce, ")
             page.choose("#file", *files)
             page.wait("document.getElementById('bring').open")
             assert page.run("document.querySelector('[data-key=take]').disabled")

@@ -248,7 +248,7 @@ DICOM_ATTACKS = {
     "DICOM of sequences in sequences": (lambda: nested(2000), "can't be read as DICOM|no DICOM image"),
     "a single pixel bit": (lambda: dicom(BitsAllocated=1), "not what its header declares"),
     "DICOM with far more than its pixels": (
-        lambda: dicom(ImageComments="x" * (upload.MOST_HEADERS + 1)), "beside its pixels"),
+        lambda: dicom(EncapsulatedDocument=bytes(upload.MOST_HEADERS + 2)), "beside its pixels"),
 }
 
 
@@ -284,6 +284,8 @@ def test_attacks_are_told_and_cost_little(name: str) -> None:
     ([[picture("png")]], SCANS, "bring NIfTI or DICOM"),
     ([[scan()]], TWO, "t1ce and flair; bring all of them"),
     ([[scan()], []], TWO, "t1ce and flair; bring all of them"),
+    ([[scan()], [b"nothing"]], TWO, "the flair file: is no NIfTI"),
+    ([[scan()], [scan(), scan()]], TWO, "the flair file: is one of 2"),
     ([[scan()], [scan()]], SCANS, "reads t1ce; bring"),
     ([[scan(), scan()]], SCANS, "is one of 2; bring one NIfTI file"),
     ([[dicom(), scan()]], SCANS, "files of other kinds"),

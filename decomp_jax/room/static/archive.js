@@ -60,7 +60,7 @@ export async function take(found) {
   if (!groups) return;
   say("Reading the scan …");
   const name = (await isDicom(groups[0][0])) ? "DICOM" : groups[0][0].name.replace(/\.nii(\.gz)?$/i, "");
-  const answer = await telling(() => bring(groups), groups[0][0].name);
+  const answer = await telling(() => bring(groups), groups.length === 1 ? groups[0][0].name : undefined);
   if (!answer) return;
   const { id, slices, scan } = answer.data;
   opened = { id, slices, name, scan, at: Math.floor(slices.length / 2) };
