@@ -284,6 +284,7 @@ def test_attacks_are_told_and_cost_little(name: str) -> None:
     ([[picture("png")]], SCANS, "bring NIfTI or DICOM"),
     ([[scan()]], TWO, "t1ce and flair; bring all of them"),
     ([[scan()], []], TWO, "t1ce and flair; bring all of them"),
+    ([[declaring((400, 400, 300))]] * 2, TWO, "declares 96,000,000 voxels"),
     ([[scan()], [b"nothing"]], TWO, "the flair file: is no NIfTI"),
     ([[scan()], [scan(), scan()]], TWO, "the flair file: is one of 2"),
     ([[scan()], [scan()]], SCANS, "reads t1ce; bring"),
