@@ -108,10 +108,10 @@ def test_a_series_and_a_nifti_file_are_modalities_of_one_scan(series: list[bytes
         Brought(TWO).take(body(series, [scan()]))
 
 
-def test_a_dicom_image_is_a_picture(tmp_path: Path, series: list[bytes]) -> None:
-    (tmp_path / "a.dcm").write_bytes(series[0])
+def test_a_dicom_image_is_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(image := dicom())
     brought = Brought(PICTURES)
-    name = brought.take(body(series[:1]))["id"]
+    name = brought.take(body([image]))["id"]
     np.testing.assert_array_equal(brought.slice_of(name, 0), prepare_picture(tmp_path / "a.dcm", PICTURES))
 
 
