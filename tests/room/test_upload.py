@@ -129,8 +129,8 @@ def test_nothing_that_dicom_says_of_a_patient_is_kept_or_told(
         return out.getvalue()
 
     brought = Brought(SCANS)
-    odd = [change(one, PatientBirthDate="Doe, Jane", StudyTime="Doe^Jane at noon", PatientAge="Doe" * 30)
-           for one in series]
+    odd = [change(one, PatientBirthDate="Doe, Jane", PatientAge="Doe" * 30, SeriesInstanceUID="1.Doe^Jane",
+                  FrameOfReferenceUID="2.Doe^Jane") for one in series]
     other = change(series[0], SeriesInstanceUID="1.2.3")
     capfd.readouterr(), caplog.clear()
     with warnings.catch_warnings(), caplog.at_level(logging.DEBUG):
