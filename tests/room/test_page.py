@@ -239,6 +239,18 @@ def test_what_can_not_be_read_is_told_by_its_name(page: Browser, tmp_path: Path)
     page.problems.clear()
 
 
+def test_a_click_is_not_lost_when_images_arrive(page: Browser) -> None:
+    """The page is drawn anew between a button's press and its release."""
+    page.click(".patients li:nth-child(2) button")
+    page.wait("document.querySelector('canvas[data-tile=image]')")
+    x, y, width, height = page.box("[data-key=view-codes]")
+    page.mouse("mousePressed", x + width / 2, y + height / 2)
+    page.run("import('/state.js').then(({change}) => { change(); return new Promise((done) => setTimeout(done, 200)); })")
+    page.mouse("mouseReleased", x + width / 2, y + height / 2)
+    page.wait(STATE.format(".view.codes"))
+    page.wait("document.querySelector('[data-key=view-codes]').getAttribute('aria-pressed') === 'true'")
+
+
 def test_more_hits_are_shown_when_asked_for(page: Browser) -> None:
     page.click(".patients li:nth-child(2) button")
     page.wait("document.querySelector('canvas[data-tile=image]')")

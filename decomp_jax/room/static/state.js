@@ -59,6 +59,17 @@ export const cache = { looks: new Map(), thumbnails: new Map(), hits: null, pati
 /** @type {[() => void, boolean][]} */
 const listeners = [];
 let due = "";
+/** Whether a button or slider is held down: were it drawn anew, its click would be lost. (Menus tell of no release.) */
+let held = false;
+addEventListener("pointerdown", (event) => {
+  const control = /** @type {HTMLElement} */ (event.target).closest("button, input, label");
+  held = event.button === 0 && control !== null;
+});
+for (const name of ["pointerup", "pointercancel", "dragend"])
+  addEventListener(name, () => {
+    held = false;
+    if (due) requestAnimationFrame(drawAnew);
+  });
 /** @type {string[]} */
 const past = [];
 
@@ -81,6 +92,7 @@ export function change(edit, part = "all") {
 }
 
 function drawAnew() {
+  if (held && due === "all") return;
   const all = due === "all";
   due = "";
   for (const [listener, always] of listeners) if (all || always) listener();
