@@ -222,7 +222,8 @@ def test_modalities_are_told_apart_by_name_or_by_the_reader(tmp_path: Path, seri
             page.click("[data-key=take]:not([disabled])")
             page.wait("document.querySelector('#tiles .note')?.innerText.startsWith('DICOM, ')", 60)
             assert page.run(STATE.format(".shown.scan")) == scan, "the same scan"
-            assert not page.problems and not [path.name for path in files if path.name in json.dumps(page.run(STATE.format("")))]
+            state = json.dumps(page.run(STATE.format("")))
+            assert not page.problems and not [path.name for path in files if path.name in state]
     finally:
         process.terminate()
         process.communicate(timeout=60)
@@ -245,7 +246,8 @@ def test_a_click_is_not_lost_when_images_arrive(page: Browser) -> None:
     page.wait("document.querySelector('canvas[data-tile=image]')")
     x, y, width, height = page.box("[data-key=view-codes]")
     page.mouse("mousePressed", x + width / 2, y + height / 2)
-    page.run("import('/state.js').then(({change}) => { change(); return new Promise((done) => setTimeout(done, 200)); })")
+    page.run("import('/state.js').then(({change}) => change())")
+    page.run("new Promise((done) => setTimeout(done, 200))")
     page.mouse("mouseReleased", x + width / 2, y + height / 2)
     page.wait(STATE.format(".view.codes"))
     page.wait("document.querySelector('[data-key=view-codes]').getAttribute('aria-pressed') === 'true'")
