@@ -38,6 +38,7 @@ DECOMPOSER = "tests/inference/test_decomposer.py"
 VQ, NETWORK, AUGMENT = "tests/models/test_vq.py", "tests/models/test_network.py", "tests/data/test_augment.py"
 
 VOLUMES = "tests/data_prep/test_volumes.py"
+UPLOAD, ROOM = "tests/room/test_upload.py", "tests/room/test_session.py"
 MUTATIONS = {
     # The objective.
     "squares of codes averaged over D": Mutation(
@@ -309,6 +310,29 @@ MUTATIONS = {
     "parts are read by name, not in order": Mutation(
         "decomp_jax/data/records.py", "for part in manifest.get(\"parts\", []):",
         "for part in sorted(manifest.get(\"parts\", []), key=lambda part: part[\"digest\"]):", "tests/data_prep/test_join.py"
+    ),
+    # The reading room.
+    "deflated DICOM is unpacked": Mutation("decomp_jax/preparation/dicom.py", "if _DEFLATED in data:", "if not data:", UPLOAD),
+    "compressed DICOM is decoded": Mutation(
+        "decomp_jax/preparation/dicom.py", "TransferSyntaxUID.is_compressed:", "TransferSyntaxUID.is_private:", UPLOAD
+    ),
+    "the log tells of patients": Mutation(
+        "decomp_jax/preparation/dicom.py", "log.setLevel(logging.CRITICAL)", "log.setLevel(logging.DEBUG)", UPLOAD
+    ),
+    "voxels are bounded by modality": Mutation("decomp_jax/room/upload.py", "voxels = sum((", "voxels = max((", UPLOAD),
+    "scans of one height are one scan": Mutation(
+        "decomp_jax/room/upload.py", "for part in slices)).hexdigest()", "for part in slices[1:])).hexdigest()", UPLOAD
+    ),
+    "every modality is shown as the first": Mutation(
+        "decomp_jax/room/session.py", "np.moveaxis(image, -1, -3)", "np.moveaxis(image[..., 0 * np.arange(image.shape[-1])], -1, -3)",
+        ROOM,
+    ),
+    "a scan's slices are matched by number": Mutation(
+        "decomp_jax/room/session.py", "heights, pictures = scan.heights,", "heights, pictures = 1.0 * np.arange(len(scan.heights)),",
+        ROOM,
+    ),
+    "patients find themselves": Mutation(
+        "decomp_jax/room/session.py", "if question.other_patients and patients", "if not question.other_patients and patients", ROOM
     ),
 }
 

@@ -3,19 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from decomp_jax.data.schema import GLIOMA_CLASSES
+from decomp_jax.data.schema import CHANNEL_ALIASES, GLIOMA_CLASSES
 from decomp_jax.errors import UserError
 
 Regions = Mapping[str, tuple[int, ...]]  # name of a label -> its values; several are a region
 
 BACKGROUND, IGNORE = "background", "ignore"
-_CHANNELS = {
-    "t1ce": ("t1ce", "t1c", "t1gd"),
-    "t1": ("t1", "t1w", "t1n"),
-    "t2": ("t2", "t2w"),
-    "flair": ("flair", "t2flair", "t2f"),
-    "CT": ("ct",),
-}
 _GLIOMA = {
     "NCR": ("ncr", "net", "ncrnet", "necrosis", "necrotic", "necroticcore", "nonenhancing", "nonenhancingtumor",
             "necroticandnonenhancingtumor", "necroticandnonenhancingtumorcore"),
@@ -37,7 +30,7 @@ def _known(name: str, *tables: Mapping[str, Iterable[str]]) -> str | None:
 
 def channel_name(name: str) -> str:
     """Our name of a channel: that of the aliases, else its own."""
-    return _known(name, _CHANNELS) or name
+    return _known(name, CHANNEL_ALIASES) or name
 
 
 def lesion_names(regions: Regions) -> dict[str, str]:

@@ -37,6 +37,14 @@ ANATOMY_CLASSES = (
     "left cerebrum", "right cerebrum", "left cerebellum", "right cerebellum", "left ventricle", "right ventricle",
 )
 MODALITIES = ("t1ce", "t1", "t2", "flair")
+# What sets of images call their channels: letters and digits alone, in lower case.
+CHANNEL_ALIASES = {
+    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t1": ("t1", "t1w", "t1n"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2flair", "t2f"),
+    "CT": ("ct",),
+}
 
 # z-scores over brain voxels are clipped to this range and mapped to [0, 1].
 INTENSITY_CLIP = (-3.0, 5.0)

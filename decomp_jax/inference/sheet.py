@@ -42,7 +42,7 @@ def slice_sheet(decomposer: Decomposer, bank: CodeBank, question: Question, aske
         Tile(display.overlay(image, lesion=label), f"rank {rank}\n{caption(bank.rows[row])}", outlines=outlines)
         for rank, (image, label, row) in enumerate(zip(pixels.images, pixels.labels, rows), start=1)
     ]
-    cells = bank.contributions(asked.queries, rows[None])[0]
+    cells = sum(bank.contributions(asked.queries, rows[None]).values())[0]
     maps = [
         Tile(cell_map(display, image, of_hit, np.abs(cells).max()), f"distance {of_hit.sum():.4g}")
         for image, of_hit in zip(pixels.images, cells)

@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import io
+import logging
 import types
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +16,9 @@ import numpy as np
 from decomp_jax.errors import UserError
 
 SUFFIX = ".dcm"
+MARK, MARK_AT = b"DICM", 128  # which files begin with, after that many bytes
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_SIZES = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "TotalPixelMatrixRows")
 _HEADER = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns")
 
 
@@ -45,14 +51,21 @@ def _highdicom() -> types.ModuleType:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[types.ModuleType]:
-    """highdicom; what it says of a file is told in one line."""
+    """highdicom; what it says of a file is told in one line. No warnings: these hold values of the file."""
     highdicom = _highdicom()
+    log = logging.getLogger("pydicom")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
-        yield highdicom
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield highdicom
     except UserError:
         raise
     except Exception as error:  # pydicom and its decoders raise whatever they come across
         raise UserError(f"{path}: can't be read as DICOM ({error}); export it again") from error
+    finally:
+        log.setLevel(level)
 
 
 def find_series(folder: Path) -> list[Series]:
@@ -84,7 +97,32 @@ def find_series(folder: Path) -> list[Series]:
     return [Series(str(uid), tuple(of_series), headers[uid]) for uid, of_series in files.items()]
 
 
-def read_series(path: Path, files: Sequence[Path] = ()) -> nib.Nifti1Image:
+def declared_bytes(path: Path, data: bytes) -> tuple[int, int]:
+    """How many bytes a file's pixels take, and how many they are, before any is unpacked; `path` names it in errors.
+
+    Raises:
+        UserError: it is compressed, has fewer bytes than it declares, or is no image of whole slices.
+    """
+    if _DEFLATED in data:  # pydicom would unpack it whole
+        raise UserError(f"{path}: is compressed; export it uncompressed")
+    with _reading(path):
+        import pydicom
+
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_SIZES)
+        if header.file_meta.TransferSyntaxUID.is_compressed:
+            syntax = header.file_meta.TransferSyntaxUID.name
+            raise UserError(f"{path}: is compressed ({syntax}); export it uncompressed")
+        sizes = [int(header.get(name) or 1) for name in _SIZES[:4]]
+        bits = int(header.get("BitsAllocated") or 0)
+    if not all(name in header for name in ("Rows", "Columns", "BitsAllocated")) or "TotalPixelMatrixRows" in header:
+        raise UserError(f"{path}: is no DICOM image of whole slices; bring those of the scan")
+    pixels = int(np.prod(sizes, dtype=object))
+    if min(sizes) < 1 or bits < 8 or pixels * bits // 8 > len(data):
+        raise UserError(f"{path}: is not what its header declares; copy or export it again")
+    return pixels * bits // 8, pixels
+
+
+def read_series(path: Path, files: Sequence[Path | BinaryIO] = ()) -> nib.Nifti1Image:
     """A volume, float32, of the series' files, or of the only series of images in the folder `path`.
 
     Slices are in the order of their places; values are those of the modality, as HU.
@@ -144,14 +182,16 @@ def read_segments(path: Path, grid: nib.Nifti1Image) -> np.ndarray:
     return values
 
 
-def read_single(path: Path, *, display: bool) -> np.ndarray:
+def read_single(path: Path, *, display: bool, file: BinaryIO | None = None) -> np.ndarray:
     """The only frame of a file, [rows,columns] or with colours last; rescaled, windowed and white on black to display.
+
+    `file` is read in place of `path`, which names it in errors.
 
     Raises:
         UserError: the file can't be read, or holds several frames.
     """
     with _reading(path) as highdicom:
-        image = highdicom.imread(path)
+        image = highdicom.imread(file or path)
         if image.number_of_frames != 1:
             raise UserError(f"{path}: has {image.number_of_frames} frames, not one; give its folder and --slice")
         return image.get_frame(

@@ -45,14 +45,20 @@ def load_picture(path: Path) -> np.ndarray:
     if is_bitmap(path):
         return _grey(path, _load_bitmap(path))
     values = _load_array(path, display=True)
-    if values.ndim == 3 and values.shape[2] in (3, 4) and path.name.lower().endswith(dicom.SUFFIX):
-        values = np.asarray(Image.fromarray(values.astype(np.uint8)).convert("L"))
-    return _as_plane(path, values)
+    return _as_plane(path, _luminance(values) if path.name.lower().endswith(dicom.SUFFIX) else values)
 
 
 def parse_picture(path: Path, data: bytes) -> np.ndarray:
-    """`load_picture` of the bytes of a PNG or JPEG; `path` names it in errors."""
+    """`load_picture` of the bytes of a PNG, JPEG or DICOM file; `path` names it in errors."""
+    if data[dicom.MARK_AT:].startswith(dicom.MARK):
+        return _as_plane(path, _luminance(dicom.read_single(path, display=True, file=io.BytesIO(data))))
     return _grey(path, _load_bitmap(path, data))
+
+
+def _luminance(values: np.ndarray) -> np.ndarray:
+    """Of a DICOM frame in colours; another stays as it is."""
+    colours = values.ndim == 3 and values.shape[2] in (3, 4)
+    return np.asarray(Image.fromarray(values.astype(np.uint8)).convert("L")) if colours else values
 
 
 def _grey(path: Path, image: Image.Image) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -58,13 +59,18 @@ def parse_volume(path: Path, data: bytes) -> nib.Nifti1Image:
     return _checked(path, _parse(path, data))
 
 
+def parse_series(path: Path, files: Sequence[BinaryIO]) -> nib.Nifti1Image:
+    """`load_volume` of the files of a DICOM series; `path` names them in errors."""
+    return _checked(path, dicom.read_series(path, files))
+
+
 def declared_bytes(path: Path, head: bytes) -> tuple[int, int]:
     """How many bytes a NIfTI file has, and how many voxels, by the header that it begins with.
 
     Raises UserError if there is no such header.
     """
     if not (image_class := _is_nifti(head)):
-        raise UserError(f"{path}: is no NIfTI file ({len(head)} bytes); {CURE}")
+        raise UserError(f"{path}: is no NIfTI file; {CURE}")
     try:
         # The header alone, not what may follow it, extensions.
         header = image_class.header_class(head[:image_class.header_class.sizeof_hdr])

@@ -245,8 +245,8 @@ class CodeBank:
 
     def contributions(
         self, queries: Queries, rows: Int[np.ndarray, "q k"]
-    ) -> Float64[np.ndarray, "q k h w"]:
-        """What each cell of each hit adds to its distance, as `search` reports it; 0 where a row is -1, no hit.
+    ) -> dict[str, Float64[np.ndarray, "q k h w"]]:
+        """What each cell of each hit adds to its distance, as `search` reports it, by path; 0 where a row is -1, no hit.
 
         Raises UserError if the queries don't fit, or a row is not the bank's.
         """
@@ -255,13 +255,15 @@ class CodeBank:
         if rows.ndim != 2 or len(rows) != len(queries) or rows.size and not -1 <= rows.min() <= rows.max() < len(self):
             raise UserError(f"rows: needs rows [{len(queries)},k] of the bank's {len(self)}, not {list(rows.shape)}")
         codes = {path: getattr(self, f"{path}_indices")[rows] for path in queries.paths}
-        return contributions(queries, codes, self.codebooks) * (rows >= 0)[..., None, None]
+        there = (rows >= 0)[..., None, None]
+        return {path: cells * there for path, cells in contributions(queries, codes, self.codebooks).items()}
 
     def _ratios(self, queries: Queries, rows: Int[np.ndarray, "q k"]) -> Float64[np.ndarray, "q k"]:
         """Relative distances of rows; infinite where a row is -1."""
         ratios = np.empty(rows.shape)
         for query in range(len(rows)):  # one at a time: many rows of large codes take memory
-            ratios[query] = self.contributions(queries[query:query + 1], rows[query:query + 1]).sum((2, 3))
+            cells = self.contributions(queries[query:query + 1], rows[query:query + 1])
+            ratios[query] = sum(part.sum((2, 3)) for part in cells.values())
         return np.where(rows >= 0, ratios, np.inf)
 
     @property

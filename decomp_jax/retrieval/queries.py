@@ -175,23 +175,25 @@ def relative(queries: Queries) -> Queries:
 
 def contributions(
     queries: Queries, indices: Mapping[str, Int[np.ndarray, "q k h w"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
-) -> Float[np.ndarray, "q k h w"]:
-    """What each cell of some codes adds to their distance from the queries; over the cells it adds up to the distance.
+) -> dict[str, Float[np.ndarray, "q k h w"]]:
+    """What each cell of some codes adds to their distance from the queries, by path; all together is the distance.
 
     Args:
         indices: for each path of the queries, k codes a query.
     """
-    distances, lengths = np.zeros((2, *np.shape(indices[queries.paths[0]])))
+    distances = {path: np.zeros(np.shape(indices[path])) for path in queries.paths}
+    lengths = 0.0
     for example in queries.examples:
         codebook = codebooks[example.path]
         points = codebook[example.points] if example.quantised else example.points.astype(np.float64)
-        points, found = points[:, None], codebook[indices[example.path]]
-        distances += example.weights[:, None] * ((points - found) ** 2).sum(-1)
-        lengths += np.abs(example.weights[:, None]) * ((points**2).sum(-1) + (found**2).sum(-1))
+        points, found, weights = points[:, None], codebook[indices[example.path]], example.weights[:, None]
+        distances[example.path] += weights * ((points - found) ** 2).sum(-1)
+        squares = np.abs(weights) * ((points**2).sum(-1) + (found**2).sum(-1))
+        lengths = lengths + squares.sum((2, 3), keepdims=True)
     if not queries.relative:
         return distances
-    lengths = lengths.sum((2, 3), keepdims=True)
-    return np.divide(distances, lengths, out=np.zeros_like(distances), where=lengths > 0)
+    return {path: np.divide(cells, lengths, out=np.zeros_like(cells), where=lengths > 0)
+            for path, cells in distances.items()}
 
 
 def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:

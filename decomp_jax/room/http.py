@@ -34,8 +34,8 @@ STATIC = Path(__file__).parent / "static"
 PAGE = {
     "index.html": "text/html", "icon.svg": "image/svg+xml", "room.css": "text/css", "parts.css": "text/css",
     **{f"{name}.js": "text/javascript" for name in (
-        "main", "server", "state", "ask", "viewport", "viewer", "brush", "archive", "question", "hits", "compare",
-        "session", "keys", "dom",
+        "main", "server", "state", "ask", "viewport", "viewer", "brush", "bring", "archive", "question", "hits",
+        "compare", "session", "keys", "dom",
     )},
 }
 HOSTS = ["127.0.0.1", "localhost"]

@@ -14,21 +14,23 @@ from decomp_jax.inference.decomposer import Decomposer, Decomposition
 from decomp_jax.retrieval import CodeBank
 
 UNLABELLED = 255
-# Decompositions that are kept, and images decomposed at a time.
+# Decompositions that are kept; images decomposed at a time, but for a few, which are decomposed one by one.
 KEPT = 64
 BATCH = 16
+FEW = 4
 
 
 class Picture(NamedTuple):
     """An image that is asked with.
 
     Attributes:
+        image: float [S,S,C]; None where only its codes are at hand.
         decomposition: what the network says of it, without the first axis; None where only its codes are at hand.
         indices: integers [h,w] of each path.
         row: its row of the bank, None for an image that was brought.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     label: np.ndarray
     decomposition: Decomposition | None
     indices: dict[str, np.ndarray]
@@ -45,6 +47,7 @@ class Pictures:
     def __init__(self, decomposer: Decomposer, bank: CodeBank, dataset: SliceDataset | None) -> None:
         self._decomposer, self._bank, self._dataset = decomposer, bank, dataset
         self._kept: collections.OrderedDict[Any, Decomposition] = collections.OrderedDict()
+        self._unlabelled = np.full(self.shape[:2], UNLABELLED, np.uint8)
         self.at_hand = dataset is not None
 
     @property
@@ -75,17 +78,25 @@ class Pictures:
         Raises:
             UserError: a reference names no image.
         """
-        read = [self._read(reference) for reference in references]
-        found = self._decompose([(key, image) for key, image, _, row in read if row is None or self.at_hand])
+        return self._pictures([self._read(reference) for reference in references])
+
+    def prepared(self, images: Float16[np.ndarray, "n s s c"]) -> list[Picture]:
+        """Images that `upload` has prepared."""
+        return self._pictures([self._brought(image) for image in images])
+
+    def _pictures(self, read: list[tuple[Any, np.ndarray | None, np.ndarray, int | None]]) -> list[Picture]:
+        found = self._decompose([(key, image) for key, image, *_ in read if image is not None])
         pictures = []
         for key, image, label, row in read:
             decomposition = found.get(key)
             pictures.append(Picture(image, label, decomposition, self._indices(decomposition, row), row))
         return pictures
 
-    def _read(self, reference: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, int | None]:
+    def _read(self, reference: dict[str, Any]) -> tuple[Any, np.ndarray | None, np.ndarray, int | None]:
         if "row" in reference:
             row = checked_row(reference["row"], len(self._bank))
+            if not self.at_hand:
+                return row, None, self._unlabelled, row
             images, labels = self.archived(np.array([row]))
             return row, images[0], labels[0], row
         pixels = reference.get("pixels")
@@ -99,14 +110,17 @@ class Pictures:
         image = np.frombuffer(data, "<f2").reshape(self.shape)
         if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
             raise UserError("image: has values outside 0 to 1; bring it again")
-        return data, image, np.full(self.shape[:2], UNLABELLED, np.uint8), None
+        return self._brought(image)
+
+    def _brought(self, image: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, None]:
+        return image.tobytes(), image, self._unlabelled, None
 
     def _decompose(self, images: list[tuple[Any, np.ndarray]]) -> dict[Any, Decomposition]:
         """Of each key; in batches of one or of `BATCH`, since each width is compiled for."""
         new = list({key: image for key, image in images if key not in self._kept}.items())
-        size = 1 if len(new) == 1 else BATCH
-        for start in range(0, len(new), size):
-            some = new[start:start + size]
+        while new:
+            size = 1 if len(new) <= FEW else BATCH
+            some, new = new[:size], new[size:]
             stacked = np.stack([image for _, image in some] + [some[-1][1]] * (size - len(some)))
             output = self._decomposer.decompose(stacked)
             for i, (key, _) in enumerate(some):

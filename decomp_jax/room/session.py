@@ -1,18 +1,22 @@
 """What a reader can ask of an archive: questions as plain data in, answers as plain data and arrays out."""
 
+import base64
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, UInt
 
 from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.schema import CHANNEL_ALIASES
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decoding, Decomposer
 from decomp_jax.inference.display import LESION_COLOURS, Display
 from decomp_jax.inference.drawing import region_weights, sketch_latents
-from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents
+from decomp_jax.preparation.picture import FOREGROUND
+from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents, relative
 from decomp_jax.retrieval.queries import PATHS
 from decomp_jax.room.archive import Archive
 from decomp_jax.room.images import BATCH, Picture, Pictures, checked_row, drawn
@@ -24,6 +28,7 @@ MOST_THUMBNAILS = 256
 # Numbers of examples of a path that are compiled for.
 EXAMPLES = (0, 1, 4, 2 * MOST_EXAMPLES + 1)
 PATIENTS = 12
+FAINT = 0.02  # what paintings have below it is no part of the body
 
 
 class Answer(NamedTuple):
@@ -79,7 +84,7 @@ class Question:
             images = getattr(question, name)
             require(isinstance(images, list | tuple) and len(images) <= MOST_EXAMPLES
                     and all(isinstance(image, dict) for image in images), name, f"at most {MOST_EXAMPLES} images")
-        require(type(question.share) in (int, float) and 0 <= question.share <= 1, "share", "a number from 0 to 1")
+        _checked_share(question.share)
         require(type(question.k) is int and 0 < question.k <= MOST_HITS, "k", f"a number from 1 to {MOST_HITS}")
         for name in ("other_patients", "one_per_patient"):
             require(isinstance(getattr(question, name), bool), name, "true or false")
@@ -105,6 +110,7 @@ class Room:
             return [self.about]
         size = self._decomposer.settings.size
         first, last = {"row": 0}, {"row": len(self._bank) - 1}
+        blank = {"pixels": base64.b64encode(bytes(2 * int(np.prod(self._pictures.shape)))).decode()}
         drawing = [0, size * (size // 2), 1, size, 0, size * size - size * (size // 2 + 1)]
         steps = [
             self.about,
@@ -114,6 +120,8 @@ class Room:
         for share in (0.0, 0.5, 1.0):
             question = {"anatomy": first, "lesion": last, "share": share}
             steps += [functools.partial(self.ask, question), functools.partial(self.ask, question | {"like": [last]})]
+            if not self._pictures.at_hand:  # an image that is brought is asked with otherwise than the archive's
+                steps.append(functools.partial(self.ask, question | {"anatomy": blank, "lesion": blank}))
         if self._can_draw:
             steps.append(functools.partial(self.paint, {"anatomy": first, "drawing": drawing}))
             steps.append(functools.partial(self.ask, {"anatomy": first, "lesion": {"drawing": drawing}}))
@@ -131,14 +139,18 @@ class Room:
     def _about(self) -> dict[str, Any]:
         settings, rows = self._decomposer.settings, self._bank.rows
         some = np.linspace(0, len(rows) - 1, min(len(rows), 32)).astype(int)
-        display = Display.fit(self._pictures.archived(some)[0].astype(np.float32)) if len(some) else Display(0, 1)
+        images = self._pictures.archived(some)[0] if len(some) else np.zeros((0, *self._pictures.shape))
+        images = np.where(images < FAINT, 0, images.astype(np.float32))
+        displays = [Display.fit(images[..., [channel]]) for channel in range(images.shape[3])]
         return {
             "model": self._decomposer.model_digest, "bank": self._digest, "slices": len(rows),
             "patients": len(self._archive), "size": settings.size, "grid": self._decomposer.grid,
-            "modalities": settings.modalities, "classes": settings.lesion_classes,
+            "modalities": settings.modalities,
+            "aliases": {name: CHANNEL_ALIASES.get(name, (name.lower(),)) for name in settings.modalities},
+            "pictures": settings.foreground == FOREGROUND, "classes": settings.lesion_classes,
             "colours": [LESION_COLOURS[i % len(LESION_COLOURS)] for i in range(len(settings.lesion_classes))],
-            "at_hand": self._pictures.at_hand, "can_draw": self._can_draw, "white": display.white,
-            "margin": display.margin,
+            "at_hand": self._pictures.at_hand, "can_draw": self._can_draw,
+            "white": [display.white for display in displays], "margin": min(display.margin for display in displays),
             "columns": self._archive.columns, "choices": self._archive.choices,
         }
 
@@ -152,41 +164,41 @@ class Room:
         return Answer({"rows": rows.tolist(), "about": self._archive.describe(rows)})
 
     def thumbnails(self, rows: Any) -> Answer:
-        """Images uint8 [n,S,S] and labels uint8 [n,S,S] of rows."""
+        """Images uint8 [n,C,S,S] and labels uint8 [n,S,S] of rows."""
         if not isinstance(rows, list) or not 0 < len(rows) <= MOST_THUMBNAILS:
             raise UserError(f"rows: needs 1 to {MOST_THUMBNAILS} numbers; ask for fewer")
         numbers = np.array([checked_row(row, len(self._bank)) for row in rows])
         images, labels = self._pictures.archived(numbers)
         return Answer({"about": self._archive.describe(numbers)}, {
-            "image": np.rint(255 * images[..., 0].astype(np.float32).clip(0, 1)).astype(np.uint8),
-            "label": labels,
+            "image": _planes(images, np.uint8), "label": labels,
         })
 
     def look(self, request: dict[str, Any]) -> Answer:
-        """What the network says of {"image"}: planes uint16 [S,S] of 0 to 65535, labels and codes."""
+        """What the network says of {"image"}: planes uint16 [C,S,S] of 0 to 65535, labels and codes."""
         picture, = self._pictures.pictures([_dictionary(request, "image")])
         known = picture.decomposition
         data = {"at_hand": known is not None}
         if known is None:
             decoded = self._decomposer.decode(*(picture.indices[path][None] for path in PATHS))
             known = Decoding(decoded.x_plus[0], decoded.x_minus[0], decoded.segmentation[0])
-        planes = {"image": picture.image, "x_minus": known.x_minus, "x_plus": known.x_plus}
+        image = known.x_plus if picture.image is None else picture.image
+        planes = {"image": image, "x_minus": known.x_minus, "x_plus": known.x_plus}
         lesion = known.segmentation.argmax(-1).astype(np.uint8)
         if picture.row is not None:
             data["about"] = self._archive.describe(np.array([picture.row]))[0]
             data["row"] = picture.row
-        arrays = {name: _plane(image) for name, image in planes.items()}
+        arrays = {name: _planes(image, np.uint16) for name, image in planes.items()}
         indices = {f"{path}_codes": grid.astype(np.uint16) for path, grid in picture.indices.items()}
         return Answer(data, {**arrays, "label": picture.label, "lesion": lesion, **indices})
 
     def paint(self, request: dict[str, Any]) -> Answer:
-        """What the network paints from the anatomy of {"anatomy"} with {"drawing"}: a plane uint16 [S,S]."""
+        """What the network paints from the anatomy of {"anatomy"} with {"drawing"}: planes uint16 [C,S,S]."""
         picture, = self._pictures.pictures([_dictionary(request, "anatomy")])
         z_e_abnormal = self._sketch(request.get("drawing"))[None]
         z_e_normal = self._decomposer.normal_codebook[picture.indices["normal"]][None]
         abnormal = self._decomposer.quantize(z_e_normal, z_e_abnormal).abnormal_indices
         painted = self._decomposer.paint(picture.indices["normal"][None], np.asarray(abnormal, np.int32))
-        return Answer({}, {"painted": _plane(painted[0])})
+        return Answer({}, {"painted": _planes(painted[0], np.uint16)})
 
     def _sketch(self, runs: Any) -> np.ndarray:
         settings = self._decomposer.settings
@@ -200,7 +212,7 @@ class Room:
         exclude = np.resize(patients, (1, 2)) if question.other_patients and patients else None
         hits = self._bank.search(queries, k=question.k, exclude=exclude, one_per_patient=question.one_per_patient)
         rows = hits.rows[0][hits.rows[0] >= 0]
-        why = {path: self._bank.contributions(_of_path(queries, path), rows[None])[0] for path in queries.paths}
+        why = {path: cells[0] for path, cells in self._bank.contributions(queries, rows[None]).items()}
         data = {"rows": rows.tolist(), "distances": hits.distances[0][:len(rows)].tolist(),
                 "parts": {path: cells.sum((1, 2)).tolist() for path, cells in why.items()},
                 "about": self._archive.describe(rows)}
@@ -223,31 +235,47 @@ class Room:
         if question.region is not None:
             mask = drawn(question.region, self._decomposer.settings.size, 1) > 0
             queries = region_weights(mask, self._decomposer.grid) * queries
-        return queries, [picture.row for picture in asked]
+        return relative(queries), [picture.row for picture in asked]
 
     def ask_patients(self, request: dict[str, Any]) -> Answer:
-        """The patients nearest to that of {"row"}, with each slice's match; {"share"} 0 and 1 leave out a path."""
-        row = checked_row(request.get("row"), len(self._bank))
-        question = Question.of({"anatomy": {"row": row}, "lesion": {"row": row}, "share": request.get("share", 0.5)})
-        rows = self._archive.slices_of(row)
-        pictures = self._pictures.pictures([{"row": int(row)} for row in rows])
-        queries = _query(pictures, question.paths)
-        hits = self._bank.search_patients(
-            queries, heights=self._bank.heights[rows], k=PATIENTS, exclude=[str(self._bank.rows["patient_id"][row])],
-        )
+        """The patients nearest to that of {"row"}, or to the scan that was brought as {"scan"}; each slice's match.
+
+        {"share"} 0 and 1 leave out a path. "rows" are the slices asked with; of a scan there are none, but its images
+        uint8 [n,C,S,S].
+        """
+        share = _checked_share(request.get("share", 0.5))
+        if "scan" in request:
+            scan, rows, exclude = self._brought.get(request["scan"]), np.zeros(0, int), []
+            if not (self._bank.has_mm and np.isfinite(scan.heights).all()):
+                raise UserError("patients: slices are matched by their heights in mm, which are not known here; ask by "
+                                "single images")
+            heights, pictures = scan.heights, self._pictures.prepared(scan.images)
+            shown = {"image": _planes(scan.images, np.uint8)}
+        else:
+            rows = self._archive.slices_of(row := checked_row(request.get("row"), len(self._bank)))
+            heights, exclude = self._bank.heights[rows], [str(self._bank.rows["patient_id"][row])]
+            pictures, shown = self._pictures.pictures([{"row": int(row)} for row in rows]), {}
+        queries = _query(pictures, Question(share=share).paths)
+        hits = self._bank.search_patients(queries, heights=heights, k=PATIENTS, exclude=exclude)
         return Answer({
             "rows": rows.tolist(), "patients": hits.patients.tolist(), "distances": hits.distances.tolist(),
             "matches": {path: matched.tolist() for path, matched in hits.matches.items()},
-        })
+        }, shown)
 
     def bring(self, data: bytes) -> Answer:
-        """Takes a scan or a picture in; a scan waits, in memory, to be asked for its slices."""
+        """Takes a scan or a picture in (see `upload`), which waits, in memory, to be asked for its slices."""
         return Answer(self._brought.take(data))
 
     def slice_of(self, request: dict[str, Any]) -> Answer:
-        """The slice {"slice"} of what was brought as {"number"}, float16 [S,S,C], to be asked with."""
-        image = self._brought.slice_of(request.get("number"), request.get("slice"))
+        """The slice {"slice"} of what was brought as {"id"}, float16 [S,S,C], to be asked with."""
+        image = self._brought.slice_of(request.get("id"), request.get("slice"))
         return Answer({}, {"pixels": image.astype("<f2")})
+
+
+def _checked_share(share: Any) -> float:
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise UserError("share: needs a number from 0 to 1; ask again")
+    return share
 
 
 def _of_path(queries: Queries, path: str) -> Queries:
@@ -262,8 +290,9 @@ def _query(pictures: Sequence[Picture], paths: Sequence[str]) -> Queries:
                       for path in paths})
 
 
-def _plane(image: np.ndarray) -> np.ndarray:
-    return np.rint(65535 * image[..., 0].astype(np.float32).clip(0, 1)).astype("<u2")
+def _planes(image: Float[np.ndarray, "*n s s c"], kind: type[np.unsignedinteger]) -> UInt[np.ndarray, "*n c s s"]:
+    """Channels apart, [0,1] on all values of a type of whole numbers."""
+    return np.rint(np.iinfo(kind).max * np.moveaxis(image, -1, -3).astype(np.float32).clip(0, 1)).astype(kind)
 
 
 def _dictionary(request: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,34 +2,20 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
-from decomp_jax.config import Config
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
-from decomp_jax.mesh import data_mesh
-from decomp_jax.models.network import DecompositionNet
-from decomp_jax.training.state import create_state, make_optimizer
+from tests.inference.networks import CONFIG, random_network
 
-CONFIG = Config().replace({
-    "model.widths": (4, 8), "model.own_blocks": 1, "model.code_dim": 8, "model.codebook_size": 12,
-    "model.spade_width": 4, "model.dtype": "float32",
-})
 SETTINGS = Settings(source="phantom", size=16)
 
 
 @pytest.fixture(scope="module")
 def decomposer() -> Decomposer:
-    model = DecompositionNet(CONFIG.model, size=16, channels=1, lesion_classes=3)
-    shapes = jax.eval_shape(lambda: create_state(CONFIG, model, make_optimizer(CONFIG.train), data_mesh()))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(x.dtype), shapes.params)
-    params["abnormal_codebook"][0] = 0
-    statistics = jax.tree.map(lambda x: np.abs(rng.normal(1, 0.2, x.shape)).astype(x.dtype), shapes.batch_stats)
-    return Decomposer({"params": params, "batch_stats": statistics}, CONFIG, SETTINGS, data_digest="", step=1)
+    return random_network(SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,9 @@ def test_bad_queries(name: str) -> None:
 def test_cells_add_up_to_the_distance(bank: CodeBank, name: str) -> None:
     queries, distances = make_any_queries(bank, name, 5)
     hits = bank.search(queries, k=10)
-    cells = bank.contributions(queries, hits.rows)
+    parts = bank.contributions(queries, hits.rows)
+    cells = sum(parts.values())
+    assert tuple(parts) == queries.paths
     assert cells.shape == (5, 10, *bank.grid)
     expected = np.take_along_axis(distances, hits.rows, 1)
     np.testing.assert_allclose(cells.sum((2, 3)), expected, rtol=1e-9, atol=1e-9 * abs(expected).max())
@@ -122,7 +124,7 @@ def test_a_cell_adds_what_its_codes_differ_by() -> None:
     bank = make_bank("uniform", 50)
     stored, other = bank.normal_indices[:1].copy(), bank.normal_indices[0, 2, 3]
     stored[0, 2, 3] = (other + 1) % 64
-    cells = bank.contributions(codes(normal=stored), np.array([[0, -1]]))
+    cells = bank.contributions(codes(normal=stored), np.array([[0, -1]]))["normal"]
     codebook, expected = bank.normal_codebook.astype(float), np.zeros((1, 2, 4, 4))
     expected[0, 0, 2, 3] = ((codebook[other] - codebook[(other + 1) % 64]) ** 2).sum()
     np.testing.assert_allclose(cells, expected)

@@ -72,8 +72,9 @@ def test_a_small_lesion_is_not_near_to_a_large_one_that_it_does_not_touch() -> N
 def test_cells_add_up_to_the_ratio(bank: CodeBank) -> None:
     queries, distances = make_any_queries(bank, "slider", 4)
     hits = bank.search(relative(queries), k=6)
-    cells = bank.contributions(relative(queries), hits.rows).sum((2, 3))
-    np.testing.assert_allclose(cells, hits.distances, rtol=1e-6)
+    parts = bank.contributions(relative(queries), hits.rows)
+    assert list(parts) == ["normal", "abnormal"] and all((cells >= 0).all() for cells in parts.values())
+    np.testing.assert_allclose(sum(parts.values()).sum((2, 3)), hits.distances, rtol=1e-6)
 
 
 def test_operations_keep_it() -> None:

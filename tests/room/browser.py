@@ -66,7 +66,9 @@ class Browser:
             self._note(answer)
 
     def _note(self, event: dict[str, Any]) -> None:
-        if event.get("method") == "Runtime.exceptionThrown":
+        if event.get("method") == "Input.dragIntercepted":
+            self._dragged = event["params"]["data"]
+        elif event.get("method") == "Runtime.exceptionThrown":
             details = event["params"]["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description", details["text"]))
         elif event.get("method") == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
@@ -83,9 +85,9 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 60) -> None:
+    def wait(self, condition: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
-        while not self.run(f"Boolean({condition})"):
+        while not self.run(f"(async () => Boolean(await ({condition})))()"):
             if time.monotonic() > end:
                 raise TimeoutError(f"{condition}; {self.problems}; {self.run('document.body.innerText')}")
             time.sleep(0.05)
@@ -104,10 +106,39 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=int(kind != "mouseReleased"),
                   clickCount=1)
 
+    def drag(self, source: str, target: str) -> None:
+        """Holds an element that can be dragged, by the mouse, and lets it go over another."""
+        (x, y), (to_x, to_y) = ((left + width / 2, top + height / 2)
+                                for left, top, width, height in map(self.box, (source, target)))
+        self._dragged = None
+        self.send("Input.setInterceptDrags", enabled=True)
+        self.mouse("mousePressed", x, y)
+        for step in (0.1, 0.2, 0.3):
+            self.mouse("mouseMoved", x + (to_x - x) * step, y + (to_y - y) * step)
+        self.wait("1")
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.send("Input.dispatchDragEvent", type=kind, x=to_x, y=to_y, data=self._dragged)
+        self.mouse("mouseReleased", to_x, to_y)
+        self.send("Input.setInterceptDrags", enabled=False)
+
+    def choose(self, selector: str, *paths: str | Path) -> None:
+        """Gives files to an input element."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(Path(path).resolve()) for path in paths])
+
+    def drop(self, *paths: str | Path) -> None:
+        """Lets files and folders go in the middle of the page."""
+        data = {"items": [], "files": [str(Path(path).resolve()) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "dragOver", "dragOver", "drop"):
+            self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            self.send("Input.dispatchDragEvent", type=kind, x=600, y=400, data=data)
+
     def box(self, selector: str) -> tuple[float, float, float, float]:
-        """Left, top, width and height of an element."""
-        return tuple(self.run(f"(() => {{ const b = document.querySelector({json.dumps(selector)})"
-                              ".getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"))
+        """Left, top, width and height of an element, which is scrolled into sight."""
+        return tuple(self.run(f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+                              "one.scrollIntoView({block: 'nearest'}); const b = one.getBoundingClientRect();"
+                              "return [b.x, b.y, b.width, b.height]; })()"))
 
     def click(self, selector: str) -> None:
         x, y, width, height = self.box(selector)

@@ -12,7 +12,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.room import serve
 from tests.conftest import start_python
 from tests.evaluation.fakes import FakeDecomposer
-from tests.room.test_upload import scan
+from tests.room.test_upload import body, scan
 
 # A room of drawn heads, whose network is said to read scans.
 PROGRAM = """
@@ -34,7 +34,7 @@ def test_it_prints_an_address_ends_by_sigterm_and_leaves_nothing(tmp_path: Path)
     try:
         address, token = program.stdout.readline().strip().split("/#")
         assert address.startswith("http://127.0.0.1:") and len(token) >= 43
-        request = urllib.request.Request(f"{address}/api/bring", gzip.compress(scan()), method="PUT", headers={
+        request = urllib.request.Request(f"{address}/api/bring", body([gzip.compress(scan())]), method="PUT", headers={
             "Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"})
         assert b'"slices": [2, 3, 4, 5, 6, 7]' in urllib.request.urlopen(request, timeout=60).read()
         with pytest.raises(urllib.error.HTTPError, match="401"):

@@ -1,17 +1,23 @@
 """What a room answers, against distances in float64."""
 
 import base64
+import dataclasses
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from decomp_jax.data.schema import Settings, row_dtype
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.inference.drawing import region_weights
+from decomp_jax.retrieval import CodeBank
 from decomp_jax.room import session
 from decomp_jax.room.session import Room
 from tests.evaluation.fakes import SIZE, FakeDecomposer, Heads
+from tests.inference.networks import random_network
+from tests.room.test_upload import body, scan
 
 PATHS = ("normal", "abnormal")
 
@@ -106,12 +112,12 @@ def test_what_is_looked_at(room: Room, decomposer: FakeDecomposer, heads: dict[s
     answer = room.look({"image": {"row": 9}})
     output = decomposer.decompose(image[None])
     for name, plane in (("image", image), ("x_minus", output.x_minus[0])):
-        np.testing.assert_allclose(answer.arrays[name] / 65535, plane[..., 0].astype(float), atol=1e-5)
+        np.testing.assert_allclose(answer.arrays[name] / 65535, plane.transpose(2, 0, 1).astype(float), atol=1e-5)
     np.testing.assert_array_equal(answer.arrays["label"], label)
     np.testing.assert_array_equal(answer.arrays["lesion"], output.segmentation[0].argmax(-1))
     np.testing.assert_array_equal(answer.arrays["normal_codes"], output.normal_indices[0])
     small = room.thumbnails([9, 3])
-    np.testing.assert_allclose(small.arrays["image"][0] / 255, image[..., 0].astype(float), atol=1 / 500)
+    np.testing.assert_allclose(small.arrays["image"][0, 0] / 255, image[..., 0].astype(float), atol=1 / 500)
     assert small.data["about"][1]["slice_index"] == 3
 
 
@@ -122,7 +128,7 @@ def test_without_images_the_codes_are_asked_with_and_painted(
     assert not painted_room.about().data["at_hand"]
     look = painted_room.look({"image": {"row": 5}})
     painted = decomposer.paint(bank.normal_indices[5:6], bank.abnormal_indices[5:6])[0, ..., 0]
-    np.testing.assert_allclose(look.arrays["image"] / 65535, painted, atol=1e-3)
+    np.testing.assert_allclose(look.arrays["image"][0] / 65535, painted, atol=1e-3)
     assert not look.data["at_hand"] and (look.arrays["label"] == 255).all()
     seen = (bank.abnormal_indices[5] > 0).repeat(SIZE // 4, 0).repeat(SIZE // 4, 1)
     np.testing.assert_array_equal(look.arrays["lesion"] > 0, seen)
@@ -137,17 +143,91 @@ def test_patients_are_those_of_the_library(room: Room, decomposer: FakeDecompose
     """By anatomy: each slice with the nearest within 5 mm, there and back, by brute force but for the scale."""
     bank, images = reference.bank, heads["reference"].fields["image"]
     answer = room.ask_patients({"row": 13, "share": 0})
-    assert answer.data["rows"] == list(range(12, 18))
-    distances = np.array([tables(decomposer, bank, images[row])["normal"].sum((1, 2)) for row in range(12, 18)])
-    heights = bank.rows["position_mm"]
-    far = abs(heights[12:18, None] - heights) > 5
-    near = np.where(far, np.inf, distances).reshape(6, 8, 6)
+    assert answer.data["rows"] == list(range(12, 18)) and not answer.arrays
+    check_patients(answer, decomposer, bank, images[12:18], bank.rows["position_mm"][12:18], without=[2])
+
+
+def check_patients(answer: Any, decomposer: FakeDecomposer, bank: Any, images: np.ndarray, heights: np.ndarray, *,
+                   without: list[int]) -> None:
+    distances = np.array([tables(decomposer, bank, image)["normal"].sum((1, 2)) for image in images])
+    far = abs(heights[:, None] - bank.rows["position_mm"]) > 5
+    near = np.where(far, np.inf, distances).reshape(len(images), 8, 6)
     expected = (near.min(2).mean(0) + near.min(0).mean(1)) / 2
-    order = [i for i in np.argsort(expected) if i != 2]
+    order = [i for i in np.argsort(expected) if i not in without]
     assert answer.data["patients"] == [f"r{i}" for i in order]
-    distances, expected = np.array(answer.data["distances"]), expected[order]
-    np.testing.assert_allclose(distances / distances[0], expected / expected[0], rtol=1e-4)
+    found, expected = np.array(answer.data["distances"]), expected[order]
+    np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-4)
     assert answer.data["matches"]["normal"][0] == (near[:, order[0]].argmin(1) + 6 * order[0]).tolist()
+
+
+def test_patients_like_a_scan_that_was_brought(room: Room, decomposer: FakeDecomposer, reference: SliceSet) -> None:
+    """By all of its slices, and by its own heights."""
+    volume = np.zeros((40, 48, 6), np.int16)
+    for z, side in enumerate((9, 12, 15, 16, 14, 10)):
+        volume[20 - side:20 + side, 24 - side:24 + side, z] = np.random.default_rng(z).integers(50, 200, 2 * [2 * side])
+    affine = np.diag([4.0, 4, 4, 1])
+    affine[2, 3] = 1.5
+    name = room.bring(body([nib.Nifti1Image(volume, affine).to_bytes()])).data["id"]
+    images = np.stack([room.slice_of({"id": name, "slice": z}).arrays["pixels"] for z in range(6)])
+    answer = room.ask_patients({"scan": name, "share": 0})
+    check_patients(answer, decomposer, reference.bank, images, 1.5 + 4 * np.arange(6), without=[])
+    assert answer.data["rows"] == []
+    np.testing.assert_allclose(answer.arrays["image"] / 255, images.transpose(0, 3, 1, 2).astype(float), atol=1 / 500)
+
+
+def test_heights_that_are_not_known_match_no_slices(decomposer: FakeDecomposer, reference: SliceSet) -> None:
+    rows = reference.bank.rows.copy()
+    rows["position_mm"] = np.nan
+    room = Room(decomposer, dataclasses.replace(reference.bank, rows=rows), None, bank_digest="")
+    name = room.bring(body([scan()])).data["id"]
+    with pytest.raises(UserError, match="heights in mm"):
+        room.ask_patients({"scan": name})
+
+
+class Noise:
+    """Stands in for `SliceDataset`: slices of two modalities."""
+
+    def __init__(self, settings: Settings) -> None:
+        rng = np.random.default_rng(5)
+        shape = (24, settings.size, settings.size)
+        self.settings = settings
+        images = rng.random((*shape, 2)).astype(np.float16)
+        self.fields = {"image": images, "label": rng.integers(0, 4, shape, np.uint8)}
+        self.rows = np.zeros(24, row_dtype(4))
+        self.rows["patient_id"], self.rows["slice_index"] = [f"p{i // 6}" for i in range(24)], np.arange(24) % 6
+        self.rows["position_mm"] = 4 * (np.arange(24) % 6)
+
+    def stack(self, names: tuple[str, ...], rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: self.fields[name][rows] for name in names}
+
+
+def test_a_network_of_two_modalities_from_upload_to_hits() -> None:
+    """Each channel is shown and asked with, the archive's and those of a scan that is brought as two files."""
+    settings = Settings("brats", 16, modalities=("t1ce", "flair"))
+    network, noise = random_network(settings), Noise(settings)
+    images = noise.fields["image"]
+    indices = vars(network.encode(images))
+    bank = CodeBank.from_arrays(**indices, normal_codebook=network.normal_codebook,
+                                abnormal_codebook=network.abnormal_codebook, rows=noise.rows)
+    room = Room(network, bank, noise, bank_digest="")
+    about = room.about().data
+    assert len(about["white"]) == 2 and about["aliases"]["t1ce"] == ("t1ce", "t1c", "t1gd")
+    look, output = room.look({"image": {"row": 7}}), network.decompose(images[7:8])
+    for name, plane in (("image", images[7]), ("x_minus", output.x_minus[0]), ("x_plus", output.x_plus[0])):
+        shown = plane.transpose(2, 0, 1).astype(float).clip(0, 1)
+        np.testing.assert_allclose(look.arrays[name] / 65535, shown, atol=1e-4)
+    assert room.thumbnails([3, 4, 5]).arrays["image"].shape == (3, 2, 16, 16)
+    name = room.bring(body([scan(0)], [scan(1)])).data["id"]
+    pixels = room.slice_of({"id": name, "slice": 4}).arrays["pixels"]
+    image = {"pixels": base64.b64encode(pixels.tobytes()).decode()}
+    swapped = {"pixels": base64.b64encode(np.ascontiguousarray(pixels[..., ::-1]).tobytes()).decode()}
+    found, other = (room.ask({"anatomy": one, "share": 0, "k": 24}) for one in (image, swapped))
+    cells = tables(network, bank, pixels)["normal"]
+    check(found, cells, without=np.zeros(24, bool), k=24)
+    assert found.data["distances"] != other.data["distances"]
+    assert room.ask_patients({"scan": name}).arrays["image"].shape == (6, 2, 16, 16)
+    with pytest.raises(UserError, match="t1ce and flair"):
+        room.bring(body([scan()]))
 
 
 def test_patients_are_found_by_text_and_columns(room: Room) -> None:
@@ -190,7 +270,12 @@ PIXELS = 2 * SIZE * SIZE
     ("paint", {"anatomy": {"row": 1}, "drawing": [[0], 1]}, "run lengths"),
     ("patients", {"where": {"patient_id": "r1"}}, "filter"),
     ("patients", {"where": [], "start": -1}, "filter"),
-    ("slice_of", {"number": 99, "slice": 0}, "no longer at hand"),
+    ("slice_of", {"id": "99", "slice": 0}, "no longer at hand"),
+    ("slice_of", {"id": ["a"]}, "no longer at hand"),
+    ("ask_patients", {"scan": "99"}, "no longer at hand"),
+    ("ask_patients", {"row": 1, "share": 2}, "share"),
+    ("ask_patients", {"row": -1}, "row"),
+    ("ask_patients", {}, "row"),
 ])
 def test_what_can_not_be_asked_is_told(room: Room, method: str, request_: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):

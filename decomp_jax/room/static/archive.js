@@ -1,10 +1,11 @@
 /** The archive: patients, filters, the slices of one; and what the reader brings. */
 
 import { show, telling, thumbnails } from "./ask.js";
+import { chosen, isDicom, sort } from "./bring.js";
 import { at, fill, make, say } from "./dom.js";
 import { bring, call } from "./server.js";
-import { cache, change, facts, state } from "./state.js";
-import { draw } from "./viewport.js";
+import { cache, change, channel, facts, state } from "./state.js";
+import { drawEach } from "./viewport.js";
 import { draggable } from "./question.js";
 
 const filter = { text: "", where: /** @type {Record<string, string>} */ ({}) };
@@ -12,6 +13,8 @@ const filter = { text: "", where: /** @type {Record<string, string>} */ ({}) };
 let found = { count: 0, patients: [] };
 /** The slices of the patient that is open, or of the scan that was brought. @type {any} */
 let opened = null;
+/** The row that the strip was last moved to. @type {number|undefined} */
+let centred;
 
 /** Fetches the list by the filter; from `start` on, to be added. @param {number} [start] */
 export async function find(start = 0) {
@@ -48,14 +51,19 @@ function best(rows, about) {
   return some[Math.floor(some.length / 2)];
 }
 
-/** Brings a file: a scan, of which a slice is then chosen, or a picture. @param {File|undefined} file */
-export async function take(file) {
-  if (!file) return;
-  say("Reading the file …");
-  const answer = await telling(() => bring(file));
+/**
+ * Brings files: a scan, of which a slice is then chosen, or a picture. Names of DICOM files may be a patient's.
+ * @param {import("./bring.js").Found[]} found
+ */
+export async function take(found) {
+  const groups = found.length ? await sort(found) : null;
+  if (!groups) return;
+  say("Reading the scan …");
+  const name = (await isDicom(groups[0][0])) ? "DICOM" : groups[0][0].name.replace(/\.nii(\.gz)?$/i, "");
+  const answer = await telling(() => bring(groups), groups.length === 1 ? groups[0][0].name : undefined);
   if (!answer) return;
-  const { number, slices, scan } = answer.data;
-  opened = { number, slices, name: file.name, scan, at: Math.floor(slices.length / 2) };
+  const { id, slices, scan } = answer.data;
+  opened = { id, slices, name, scan, at: Math.floor(slices.length / 2) };
   say("");
   await choose(opened.at);
 }
@@ -71,7 +79,7 @@ export async function choose(i) {
   }
   opened.at = index;
   const slice = opened.slices[index];
-  const answer = await telling(() => call("slice_of", { number: opened.number, slice }));
+  const answer = await telling(() => call("slice_of", { id: opened.id, slice }));
   if (!answer) return;
   const bytes = new Uint8Array(
     answer.arrays.pixels.buffer,
@@ -80,7 +88,8 @@ export async function choose(i) {
   );
   let text = "";
   for (const byte of bytes) text += String.fromCharCode(byte);
-  await show({ pixels: btoa(text), name: opened.scan ? `${opened.name}, ${slice}` : opened.name });
+  const { id, name, scan } = opened;
+  await show({ pixels: btoa(text), ...(scan ? { name: `${name}, ${slice}`, scan: id } : { name }) });
 }
 
 /** @param {number} by slices upwards */
@@ -99,8 +108,8 @@ export function render() {
     at("archive"),
     make(
       "button",
-      { "data-key": "bring", onclick: () => at("file").click(), title: "NIfTI scan, PNG or JPEG (B)" },
-      "Bring an image …",
+      { "data-key": "bring", onclick: () => at("file").click(), title: `${facts.pictures ? "PNG, JPEG or DICOM" : "NIfTI or DICOM, all its files"} (B)` },
+      facts.pictures ? "Bring a picture …" : "Bring a scan …",
     ),
     make("input", {
       type: "search",
@@ -118,9 +127,13 @@ export function render() {
     list(),
     opened && slices(),
   );
-  for (const canvas of at("archive").querySelectorAll("canvas")) {
+  drawEach(at("archive").querySelectorAll("canvas"), (canvas) => {
     const small = cache.thumbnails.get(Number(canvas.dataset.row))?.image;
-    draw(canvas, { plane: small ? { pixels: small, most: 255 } : null });
+    return { plane: small ? { pixels: channel(small), most: 255 } : null };
+  });
+  if (centred !== state.shown?.row) {
+    centred = state.shown?.row;
+    at("archive").querySelector(".strip .chosen")?.scrollIntoView({ block: "nearest", inline: "center" });
   }
 }
 

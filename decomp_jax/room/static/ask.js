@@ -5,18 +5,19 @@ import { call, Refused } from "./server.js";
 import { cache, change, facts, keyOf, state } from "./state.js";
 
 const KEPT = 48;
-const THUMBNAILS = 64;
+const THUMBNAILS = 64; // asked for at a time
+const KEPT_THUMBNAILS = 600;
 
 /**
  * Runs a request; what went wrong is told, unless a newer one took its place.
- * @param {() => Promise<any>} request
+ * @param {() => Promise<any>} request @param {string} [name] of the file that it is about, which the server is not told
  */
-export async function telling(request) {
+export async function telling(request, name) {
   try {
     return await request();
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    if (error.status !== 409) say(error.message, true);
+    if (error.status !== 409) say(name ? error.message.replace(/^the file/, `“${name}”`) : error.message, true);
     return undefined;
   }
 }
@@ -50,15 +51,32 @@ export async function thumbnails(rows, about) {
     const some = missing.slice(start, start + THUMBNAILS);
     const answer = await telling(() => call("thumbnails", { rows: some }));
     if (!answer) return;
-    const pixels = facts.size * facts.size;
+    const part = (array, i) => array.slice((i * array.length) / some.length, ((i + 1) * array.length) / some.length);
     some.forEach((row, i) =>
       cache.thumbnails.set(row, {
         about: answer.data.about[i],
-        image: answer.arrays.image.subarray(i * pixels, (i + 1) * pixels),
-        label: answer.arrays.label.subarray(i * pixels, (i + 1) * pixels),
+        image: part(answer.arrays.image, i),
+        label: part(answer.arrays.label, i),
       }),
     );
     change();
+  }
+  forgetThumbnails(rows);
+}
+
+/** Forgets the images, not the names, of the oldest thumbnails. @param {number[]} used rows that are in sight */
+function forgetThumbnails(used) {
+  for (const row of used) {
+    const one = cache.thumbnails.get(row);
+    cache.thumbnails.delete(row);
+    cache.thumbnails.set(row, one);
+  }
+  let spare = [...cache.thumbnails.values()].filter((one) => one.image).length - KEPT_THUMBNAILS;
+  for (const [row, { about, image }] of cache.thumbnails) {
+    if (spare <= 0) return;
+    if (!image) continue;
+    cache.thumbnails.set(row, { about });
+    spare--;
   }
 }
 
@@ -116,15 +134,20 @@ export async function ask(again = false) {
   return rows;
 }
 
+/** Whether the image on the desk is of a patient, the archive's or a scan's that was brought. @returns {boolean} */
+export function ofPatient() {
+  return state.shown?.row !== undefined || state.shown?.scan !== undefined;
+}
+
 /** Asks for the patients nearest to the one on the desk. */
 export async function askPatients() {
-  const row = state.shown?.row;
-  if (row === undefined) return say("Choose a slice of a patient of the archive first.");
+  if (!ofPatient()) return say("Choose a slice of a patient, or bring a scan, first.");
   say("Comparing patients …");
-  const question = { row, share: state.question.share };
+  const { row, scan } = state.shown;
+  const question = { ...(row === undefined ? { scan } : { row }), share: state.question.share };
   const answer = await telling(() => call("ask_patients", question));
   if (!answer) return undefined;
-  cache.patients = { ...answer.data, share: question.share };
+  cache.patients = { ...answer.data, share: question.share, image: answer.arrays.image };
   say(`${answer.data.patients.length} patients`);
   change((now) => {
     now.tab = "patients";

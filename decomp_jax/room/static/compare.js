@@ -2,7 +2,7 @@
 
 import { look } from "./ask.js";
 import { at, fill, make } from "./dom.js";
-import { cache, change, facts, keyOf, nameOf, state } from "./state.js";
+import { cache, change, channel, facts, keyOf, nameOf, state } from "./state.js";
 import { legend } from "./viewer.js";
 import { draw } from "./viewport.js";
 
@@ -19,7 +19,7 @@ export function setUp(how) {
 }
 
 /** Puts a row beside the image on the desk, or takes it away again. @param {number|null} row */
-export function add(row) {
+export async function add(row) {
   if (row === null) return;
   const began = !state.compare.length && state.shown && keyOf(state.shown) !== row;
   change((now) => {
@@ -28,8 +28,8 @@ export function add(row) {
     now.compare = rest.length < now.compare.length ? rest : [...now.compare.slice(0, MOST - 1), { row }];
     if (now.compare.length < 2 && !began) now.compare = [];
   });
-  state.compare.forEach(look);
   if (state.compare.length) at("compare").focus();
+  for (const picture of state.compare) await look(picture); // a newer one would take the place of an older
 }
 
 /** Shows the image on the desk beside each of the hits in turn. @param {number} row */
@@ -137,9 +137,10 @@ export function drawAll() {
     if (own) {
       const outlines = state.view.outlines ? [{ labels: own.lesion, colours: facts.colours }] : [];
       if (state.view.labels) outlines.push({ labels: own.label, colours: facts.colours.map(() => LABEL) });
-      draw(canvas, { plane: { pixels: own.image, most: 65535 }, outlines }, state.view);
+      draw(canvas, { plane: { pixels: channel(own.image), most: 65535 }, outlines }, state.view);
     } else if (canvas.dataset.compare === "" && looks[0] && looks[1]) {
-      const pixels = looks[0].image.map((value, i) => Math.min(65535, 2 * Math.abs(value - looks[1].image[i])));
+      const [first, second] = looks.map((one) => channel(one.image));
+      const pixels = first.map((value, i) => Math.min(65535, 2 * Math.abs(value - second[i])));
       draw(canvas, { plane: { pixels, most: 65535, fixed: true } }, state.view);
     } else draw(canvas, { plane: null });
   }

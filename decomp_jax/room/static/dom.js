@@ -53,6 +53,7 @@ export function say(text, error = false) {
   const status = at("status");
   status.textContent = status.title = text.charAt(0).toUpperCase() + text.slice(1);
   status.className = error ? "error" : "";
+  status.onclick = error ? () => say("") : null;
 }
 
 /** @param {string} name @param {Blob} blob */

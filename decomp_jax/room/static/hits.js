@@ -3,16 +3,21 @@
 import { openPatient } from "./archive.js";
 import { add as compareWith } from "./compare.js";
 import { at, fill, make } from "./dom.js";
+import { ask } from "./ask.js";
 import { addExample, draggable, put } from "./question.js";
-import { cache, change, facts, state } from "./state.js";
-import { draw } from "./viewport.js";
+import { cache, change, channel, facts, pose, state } from "./state.js";
+import { drawEach } from "./viewport.js";
 
 const LABEL = "#dfe6ee";
+const MOST_HITS = 200;
+const NONE = "No slice within reach of this one's height";
+const STRIP = 6; // slices of a patient in sight
 
 /** Rows of the tab in sight, in the order of the list. @returns {number[]} */
 export function listed() {
   if (state.tab === "marked") return Object.keys(state.marks).map(Number);
   if (state.tab === "hits" && cache.hits) return groups().flatMap(([, rows]) => rows);
+  if (state.tab === "patients" && cache.patients) return [...new Set(strips().flat())].filter((row) => row >= 0);
   return [];
 }
 
@@ -106,21 +111,31 @@ export function render() {
       ),
     ),
     make("div.list", { "data-scroll": "answers" }, ...lists[/** @type {keyof typeof lists} */ (state.tab)]()),
-    state.tab !== "patients" && state.hit !== null && detail(state.hit),
+    listed().includes(state.hit) && detail(state.hit),
   );
-  for (const canvas of at("answers").querySelectorAll("canvas[data-row]")) paintThumb(/** @type {any} */ (canvas));
+  drawEach(at("answers").querySelectorAll("canvas[data-row]"), ofThumb);
+  drawEach(at("answers").querySelectorAll("canvas[data-slice]"), ofSlice);
 }
 
-function paintThumb(canvas) {
+/** @returns {import("./viewport.js").Scene} */
+function ofThumb(canvas) {
   const row = Number(canvas.dataset.row);
   const small = cache.thumbnails.get(row);
   const rank = canvas.dataset.why ? (cache.hits?.rows.indexOf(row) ?? -1) : -1;
-  draw(canvas, {
-    plane: small?.image ? { pixels: small.image, most: 255 } : null,
+  return {
+    plane: small?.image ? { pixels: channel(small.image), most: 255 } : null,
     outlines:
       small?.image && state.view.labels ? [{ labels: small.label, colours: facts.colours.map(() => LABEL) }] : [],
     heat: state.view.why && rank >= 0 ? { values: cache.hits.why[rank], most: cache.hits.most } : null,
-  });
+  };
+}
+
+/** A slice of the scan that was asked with. @returns {import("./viewport.js").Scene} */
+function ofSlice(canvas) {
+  const { image } = cache.patients;
+  const length = image.length / image.shape[0];
+  const slice = image.subarray(canvas.dataset.slice * length, (Number(canvas.dataset.slice) + 1) * length);
+  return { plane: { pixels: channel(slice), most: 255 } };
 }
 
 /** @param {number} row @param {string} text @param {{small?: boolean, why?: boolean}} [options] */
@@ -157,19 +172,39 @@ function hitList() {
   }
   if (!cache.hits.rows.length) return [make("div.empty", {}, "The archive has no other patient.")];
   const distance = new Map(cache.hits.rows.map((row, i) => [row, cache.hits.distances[i]]));
-  return groups().map(([id, rows]) =>
+  const patients = groups().map(([id, rows]) =>
     make(
       "div",
       {},
-      make(
-        "div.group-head",
-        {},
-        make("b", {}, id),
-        make("span.soft", {}, rows.length > 1 ? `${rows.length} slices` : ""),
-      ),
+      make("div.group-head", {}, make("b", {}, id), make("span.soft", {}, rows.length > 1 ? rows.length : "")),
       make("div.thumbs", {}, ...rows.map((row) => thumb(row, Number(distance.get(row)).toPrecision(3), { why: true }))),
     ),
   );
+  const { k } = cache.hits.question;
+  return [
+    make("div.groups", {}, ...patients),
+    cache.hits.rows.length === k && k < MOST_HITS && make("button.more", { "data-key": "more-hits", onclick: more }, "More"),
+  ].filter(Boolean);
+}
+
+function more() {
+  pose((now) => {
+    now.question.k = MOST_HITS;
+  });
+  return ask();
+}
+
+/** Of each patient, the matches of some slices of the one asked with, evenly. @returns {number[][]} */
+function strips() {
+  const { matches, share } = cache.patients;
+  return matches[share > 0.5 ? "abnormal" : "normal"].map((rows) => places().map((i) => rows[i]));
+}
+
+/** @returns {number[]} which slices these are */
+function places() {
+  const { image, rows } = cache.patients;
+  const count = image ? image.shape[0] : rows.length;
+  return Array.from({ length: Math.min(count, STRIP) }, (_, i) => Math.floor(((i + 0.5) * count) / Math.min(count, STRIP)));
 }
 
 function patientList() {
@@ -184,36 +219,20 @@ function patientList() {
       ),
     ];
   }
-  const few = (count) =>
-    Array.from({ length: Math.min(count, 6) }, (_, i) => Math.floor(((i + 0.5) * count) / Math.min(count, 6)));
-  const places = few(answer.rows.length);
-  const line = (rows) =>
-    make(
-      "div.thumbs",
-      {},
-      ...places.map((i) => (rows[i] >= 0 ? thumb(rows[i], "", { small: true }) : make("div.thumb.small"))),
-    );
-  const path = answer.share === 1 ? "abnormal" : Object.keys(answer.matches)[0];
-  return [
+  const line = (id, text, thumbs) =>
     make(
       "div",
       {},
-      make(
-        "div.group-head",
-        {},
-        make("b", {}, cache.thumbnails.get(answer.rows[0])?.about.patient_id ?? ""),
-        make("span.soft", {}, "asked with"),
-      ),
-      line(answer.rows),
-    ),
-    ...answer.patients.map((id, n) =>
-      make(
-        "div",
-        {},
-        make("div.group-head", {}, make("b", {}, id), make("span.soft", {}, answer.distances[n].toPrecision(3))),
-        line(answer.matches[path][n]),
-      ),
-    ),
+      make("div.group-head", {}, make("b", {}, id), make("span.soft", {}, text)),
+      make("div.thumbs", {}, ...thumbs),
+    );
+  const slice = (i) => make("div.thumb.small", {}, make("canvas", { "data-slice": String(i) }));
+  const match = (row) => (row >= 0 ? thumb(row, "", { small: true }) : make("div.thumb.small.none", { title: NONE }, "no match"));
+  const own = places().map((i) => (answer.image ? slice(i) : thumb(answer.rows[i], "", { small: true })));
+  const name = answer.image ? "the scan" : (cache.thumbnails.get(answer.rows[0])?.about.patient_id ?? "");
+  return [
+    line(name, "asked with", own),
+    ...strips().map((rows, n) => line(answer.patients[n], answer.distances[n].toPrecision(3), rows.map(match))),
   ];
 }
 
@@ -254,8 +273,10 @@ function detail(row) {
   if (!about) return null;
   const { patient_id: id, slice_index: slice, ...rest } = about;
   const rank = cache.hits?.rows.indexOf(row) ?? -1;
-  const facts_ = Object.entries(rest).map(
-    ([name, value]) => `${name.replaceAll("_", " ")}: ${typeof value === "number" ? Number(value.toFixed(1)) : value}`,
+  const said = (value) =>
+    typeof value === "number" ? Number(value.toFixed(1)) : typeof value === "boolean" ? (value ? "yes" : "no") : value;
+  const facts_ = Object.entries(rest).map(([name, value]) =>
+    name === "position_mm" ? `${said(value)} mm` : `${name.replaceAll("_", " ")}: ${said(value)}`,
   );
   const button = (text, title, run) => make("button", { "data-key": `do-${text}`, title, onclick: run }, text);
   return make(
@@ -265,8 +286,8 @@ function detail(row) {
       "div.facts",
       {},
       make("b", {}, `${id}, slice ${slice}`),
-      rank >= 0 && `  ·  distance ${distance(rank)}`,
       make("br"),
+      ...(rank >= 0 && state.tab !== "patients" ? [`distance ${distance(rank)}`, make("br")] : []),
       facts_.join("  ·  "),
     ),
     make(
@@ -288,7 +309,7 @@ function distance(rank) {
   const { distances, parts } = cache.hits;
   const text = distances[rank].toPrecision(3);
   if (Object.keys(parts).length < 2) return text;
-  return `${text} = anatomy ${parts.normal[rank].toPrecision(3)} + lesion ${parts.abnormal[rank].toPrecision(3)}`;
+  return `${text}: anatomy ${parts.normal[rank].toPrecision(3)}, lesion ${parts.abnormal[rank].toPrecision(3)}`;
 }
 
 /** The picture that keys act on: the chosen hit while the answers have the focus, else that on the desk. */

@@ -1,14 +1,15 @@
 /** What the keys do. */
 
-import { take, step } from "./archive.js";
+import { step, take } from "./archive.js";
 import { ask, askPatients } from "./ask.js";
+import * as bring from "./bring.js";
 import * as compare from "./compare.js";
-import { at, fill, make } from "./dom.js";
+import { at, fill, make, say } from "./dom.js";
 import * as hits from "./hits.js";
 import { addExample, askAnew, askBy, put } from "./question.js";
 import * as session from "./session.js";
 import { change, facts, state } from "./state.js";
-import { pick, reset, takeBack } from "./viewer.js";
+import { enlarge, pick, reset, showChannel, takeBack } from "./viewer.js";
 import { window_, zoomAt } from "./viewport.js";
 
 const toggle = (key) =>
@@ -76,6 +77,8 @@ const KEYS = [
   ["t", "outline of the label", () => toggle("labels")],
   ["g", "codes of the cells", () => toggle("codes")],
   ["w", "why: tint of the cells", () => toggle("why")],
+  ["h", "next modality", () => showChannel(state.view.channel + 1)],
+  ["z", "the image alone", () => enlarge("image")],
   ["+", "zoom in", () => zoom(1.25)],
   ["-", "zoom out", () => zoom(0.8)],
   [".", "brighter", () => grey(0, -0.03)],
@@ -92,8 +95,10 @@ export function setUp() {
   document.addEventListener("keydown", (event) => {
     const target = /** @type {HTMLElement} */ (event.target);
     const writes = target.matches("textarea, select, input:not([type=range]):not([type=checkbox])");
-    if (event.key === "Escape" && !at("keys").open) {
-      if (comparing()) compare.close();
+    if (event.key === "Escape" && !at("keys").open && !at("bring").open) {
+      if (at("status").matches(".error")) say("");
+      else if (comparing()) compare.close();
+      else if (state.view.large) enlarge("");
       else if (state.tool.kind !== "none")
         change((now) => {
           now.tool.kind = "none";
@@ -106,7 +111,7 @@ export function setUp() {
       takeBack();
       return;
     }
-    if (writes || event.ctrlKey || event.metaKey || event.altKey || at("keys").open) return;
+    if (writes || event.ctrlKey || event.metaKey || event.altKey || at("keys").open || at("bring").open) return;
     if (target.matches("input[type=range]") && event.key.startsWith("Arrow")) return;
     if (event.key === "Enter" && target.matches("button")) return;
     const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
@@ -122,7 +127,7 @@ export function setUp() {
     event.target.value = "";
   });
   at("file").addEventListener("change", (event) => {
-    take(event.target.files[0]);
+    take(bring.chosen(event.target.files));
     event.target.value = "";
   });
   at("save-session").addEventListener("click", session.save);
@@ -142,13 +147,13 @@ function dropped() {
   document.addEventListener("dragleave", (event) => {
     if (!event.relatedTarget) document.body.classList.remove("dropping");
   });
-  document.addEventListener("drop", (event) => {
+  document.addEventListener("drop", async (event) => {
     document.body.classList.remove("dropping");
-    if (!files(event)) return;
+    if (!event.dataTransfer || !files(event)) return;
     event.preventDefault();
-    const file = event.dataTransfer?.files[0];
-    if (file?.name.endsWith(".json")) session.open(file);
-    else take(file);
+    const found = await bring.dropped(event.dataTransfer);
+    if (found[0]?.path.endsWith(".json")) session.open(found[0].file);
+    else take(found);
   });
 }
 

@@ -28,14 +28,15 @@ async function start() {
         "div.empty",
         {},
         make("strong", {}, "The archive is being laid out"),
-        `Step ${known.done + 1} of ${known.steps}. It takes seconds, with a million slices some minutes.`,
+        "It takes seconds, with a million slices some minutes.",
+        make("progress", { max: known.steps, value: known.done, "aria-label": "Progress" }),
       ),
     );
     await new Promise((resolve) => {
       setTimeout(resolve, WAIT);
     });
   }
-  at("archive-name").textContent =
+  at("archive-name").textContent = at("archive-name").title =
     `${facts.slices.toLocaleString("en")} slices of ${facts.patients.toLocaleString("en")} patients` +
     `${facts.at_hand ? "" : "; images not at hand: painted from their codes"}`;
   Object.assign(state.view, firstView());

@@ -1,8 +1,8 @@
 /** The question: two places for images, what each counts, the region, examples and counter-examples. */
 
-import { ask, askPatients, paint, posed } from "./ask.js";
+import { ask, askPatients, ofPatient, paint, posed } from "./ask.js";
 import { at, fill, make } from "./dom.js";
-import { cache, change, facts, fromRuns, keyOf, nameOf, pose, state } from "./state.js";
+import { cache, change, channel, facts, fromRuns, keyOf, nameOf, pose, state } from "./state.js";
 import { draw } from "./viewport.js";
 
 /** The picture that is being dragged. @type {any} */
@@ -107,7 +107,7 @@ export function render() {
         "button",
         {
           "data-key": "ask-patients",
-          disabled: state.shown?.row === undefined,
+          disabled: !ofPatient(),
           title: "Patients like the one on the desk (4)",
           onclick: askPatients,
         },
@@ -194,7 +194,11 @@ function paintSlot(canvas) {
   const look = cache.looks.get(keyOf(picture));
   const small = cache.thumbnails.get(picture.row)?.image;
   draw(canvas, {
-    plane: look ? { pixels: look.arrays.image, most: 65535 } : small ? { pixels: small, most: 255 } : null,
+    plane: look
+      ? { pixels: channel(look.arrays.image), most: 65535 }
+      : small
+        ? { pixels: channel(small), most: 255 }
+        : null,
   });
 }
 

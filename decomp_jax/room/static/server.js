@@ -23,9 +23,11 @@ export async function call(path, body) {
   return unpack(await response.arrayBuffer());
 }
 
-/** @param {Blob} file @returns {Promise<Answer>} */
-export async function bring(file) {
-  return unpack(await (await send("bring", "PUT", file, "application/octet-stream")).arrayBuffer());
+/** @param {File[][]} groups a list of files a modality @returns {Promise<Answer>} */
+export async function bring(groups) {
+  const head = new TextEncoder().encode(JSON.stringify(groups.map((files) => files.map((file) => file.size))));
+  const body = new Blob([new Uint32Array([head.length]), head, ...groups.flat()]);
+  return unpack(await (await send("bring", "PUT", body, "application/octet-stream")).arrayBuffer());
 }
 
 /** @returns {Promise<any>} */

@@ -3,11 +3,11 @@
 import { ask, look, paint, telling, thumbnails } from "./ask.js";
 import { download, make, say } from "./dom.js";
 import { call } from "./server.js";
-import { cache, facts, keyOf, nameOf, replace, state } from "./state.js";
+import { cache, channel, facts, fromRuns, keyOf, nameOf, replace, state } from "./state.js";
 import { draw } from "./viewport.js";
 
 const FORMAT = 1;
-const SHEET = { columns: 6, side: 200, gap: 10, caption: 40 };
+const SHEET = { columns: 6, side: 200, gap: 10, caption: 40, head: 86 };
 
 export function save() {
   const session = {
@@ -52,15 +52,16 @@ export async function open(file) {
 
 /** Asks every question of the log again, and tells whether the answers are the same. */
 async function askAgain() {
-  let same = 0;
+  let [same, other] = [0, 0];
   for (const entry of state.log) {
     const before = entry.rows ?? entry.ids;
     const answer = await telling(() =>
       entry.patients ? call("ask_patients", entry.patients) : call("ask", entry.question),
     );
-    if (!answer) return;
+    if (!answer) continue; // as of a scan that was brought and is no longer at hand
     const now = answer.data.rows && entry.rows ? answer.data.rows : answer.data.patients;
     if (JSON.stringify(now) === JSON.stringify(before)) same++;
+    else other++;
   }
   const last = state.log.filter((entry) => entry.question).at(-1);
   if (last) {
@@ -68,11 +69,13 @@ async function askAgain() {
     await ask(true);
   }
   const count = state.log.length;
+  const missing = count - same - other;
   say(
     same === count
       ? `Session opened: ${count} questions asked again, all with the same answers.`
-      : `Session opened: of ${count} questions asked again, ${count - same} have other answers now` +
-          " (are the images at hand, as they were?)",
+      : `Session opened: of ${count} questions asked again, ${same} have the same answers` +
+          (other ? `; ${other} have other ones (are the images at hand, as they were?)` : "") +
+          (missing ? `; ${missing} could not be asked (bring their scans, and open the session again)` : ""),
     same !== count,
   );
 }
@@ -105,61 +108,97 @@ export function saveHits() {
   );
 }
 
-/** A contact sheet: the images asked with and the hits, or the marked ones if there are any. */
+/** A contact sheet: what was asked with, and the hits, or the marked ones if there are any. */
 export async function saveSheet() {
   const marked = Object.keys(state.marks).map(Number);
-  const rows = marked.length ? marked : (cache.hits?.rows.slice(0, 24) ?? []);
+  const rows = marked.length ? marked : (cache.hits?.rows ?? []);
   if (!rows.length) return say("Ask first, or mark hits; they are then put on the sheet.");
   await thumbnails(rows);
-  const { question } = state;
-  const asked = [question.share < 1 && question.anatomy, question.share > 0 && question.lesion].filter(
-    (picture) => picture && picture.drawing === undefined,
-  );
-  const pictures = [...new Map(asked.map((picture) => [keyOf(picture), picture])).values()];
-  for (const picture of pictures) await look(picture);
-  const canvas = sheet(pictures, rows);
+  const question = cache.hits?.question;
+  const asked = [
+    { picture: question?.anatomy, what: "anatomy asked with" },
+    { picture: question?.lesion, what: "lesion asked with" },
+  ].filter(({ picture }) => picture);
+  for (const { picture } of asked) if (picture.drawing === undefined) await look(picture);
+  const canvas = sheet(asked, rows, question);
   return canvas.toBlob((blob) => {
     if (blob) download("sheet.png", blob);
   }, "image/png");
 }
 
-function sheet(pictures, rows) {
-  const { columns, side, gap, caption } = SHEET;
-  const lines = Math.ceil((pictures.length + rows.length) / columns);
-  const canvas = make("canvas", { width: columns * (side + gap) + gap, height: 60 + lines * (side + caption + gap) });
+/** What was asked, in a line. */
+function inWords(question) {
+  const share = Math.round(100 * question.share);
+  const names = (pictures) => pictures.map(nameOf).join("; ");
+  return [
+    share === 0 ? "by anatomy" : share === 100 ? "by lesion" : `anatomy ${100 - share} : lesion ${share}`,
+    question.region && "within a region",
+    question.like.length && `like ${names(question.like)}`,
+    question.unlike.length && `unlike ${names(question.unlike)}`,
+    question.other_patients && "other patients only",
+    question.one_per_patient && "one slice a patient",
+  ]
+    .filter(Boolean)
+    .join(" · ");
+}
+
+function sheet(asked, rows, question) {
+  const { columns, side, gap, caption, head } = SHEET;
+  const lines = Math.ceil((asked.length + rows.length) / columns);
+  const canvas = make("canvas", { width: columns * (side + gap) + gap, height: head + lines * (side + caption + gap) });
   const context = canvas.getContext("2d");
+  const write = (text, x, y, width = canvas.width - 2 * gap) => {
+    let cut = text;
+    while (context.measureText(cut).width > width) cut = `${cut.slice(0, -2)}…`;
+    context.fillText(cut, x, y);
+  };
   context.fillStyle = "#0a0c0f";
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.fillStyle = "#c3ccd6";
   context.font = "600 18px system-ui, sans-serif";
-  context.fillText("Reading room — not for diagnosis", gap, 26);
+  write("Reading room — not for diagnosis", gap, 26);
   context.font = "14px system-ui, sans-serif";
-  context.fillText(state.note.replaceAll("\n", " ").slice(0, 150), gap, 48);
+  if (question) write(inWords(question), gap, 50);
+  write(state.note.replaceAll("\n", " "), gap, 72);
   const tile = make("canvas");
   // Laid out out of sight, for `draw` goes by the size on the page.
   tile.style.cssText = `position:fixed;left:-999px;width:${side}px;height:${side}px`;
   document.body.append(tile);
-  const all = [...pictures.map((picture) => ({ picture, row: -1 })), ...rows.map((row) => ({ picture: { row }, row }))];
-  all.forEach(({ picture, row }, i) => {
+  const place = (i, scene, first, second, framed) => {
     const x = gap + (i % columns) * (side + gap);
-    const y = 60 + Math.floor(i / columns) * (side + caption + gap);
-    const own = cache.looks.get(keyOf(picture))?.arrays.image;
-    draw(tile, {
-      plane:
-        row < 0 ? (own ? { pixels: own, most: 65535 } : null) : { pixels: cache.thumbnails.get(row)?.image, most: 255 },
-    });
+    const y = head + Math.floor(i / columns) * (side + caption + gap);
+    draw(tile, scene);
     context.drawImage(tile, x, y, side, side);
     context.strokeStyle = "#4f9fdc";
     context.lineWidth = 3;
-    if (row < 0) context.strokeRect(x, y, side, side);
+    if (framed) context.strokeRect(x, y, side, side);
+    write(first, x, y + side + 17, side);
+    write(second, x, y + side + 35, side);
+  };
+  asked.forEach(({ picture, what }, i) => place(i, askedScene(picture), nameOf(picture), what, true));
+  rows.forEach((row, i) => {
     const rank = cache.hits?.rows.indexOf(row) ?? -1;
-    context.fillText(nameOf(picture).slice(0, 28), x, y + side + 16);
-    context.fillText(
-      (state.marks[row]?.note || (rank >= 0 ? `rank ${rank + 1}` : row < 0 ? "asked with" : "")).slice(0, 28),
-      x,
-      y + side + 34,
+    const image = cache.thumbnails.get(row)?.image;
+    const scene = { plane: image ? { pixels: channel(image), most: 255 } : null };
+    place(
+      asked.length + i,
+      scene,
+      nameOf({ row }),
+      state.marks[row]?.note || (rank >= 0 ? `${rank + 1}, distance ${cache.hits.distances[rank].toPrecision(3)}` : ""),
     );
   });
   tile.remove();
   return canvas;
+}
+
+/** An image or a drawing that was asked with, and the region. */
+function askedScene(picture) {
+  const length = facts.size * facts.size;
+  const image = cache.looks.get(keyOf(picture))?.arrays.image;
+  const pixels = picture.drawing ? new Uint16Array(length) : image && channel(image);
+  const outlines = [
+    { labels: fromRuns(state.question.region, length), colours: ["#4f9fdc"] },
+    { labels: fromRuns(picture.drawing ?? null, length), colours: facts.colours, fill: 0.6 },
+  ];
+  return { plane: pixels ? { pixels, most: 65535 } : null, outlines };
 }

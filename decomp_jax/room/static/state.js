@@ -2,7 +2,8 @@
  * All that the page knows and a session keeps: one plain object. What can be asked for again (images, answers) is kept
  * beside it, in `cache`.
  *
- * @typedef {{row?: number, pixels?: string, name?: string}} Picture an image of the archive, or one that was brought
+ * @typedef {{row?: number, pixels?: string, name?: string, scan?: string}} Picture an image of the archive, or one that
+ *   was brought, of a scan that the server knows by `scan`
  * @typedef {{anatomy: Picture|null, lesion: any, share: number, region: number[]|null, like: Picture[],
  *   unlike: Picture[], other_patients: boolean, one_per_patient: boolean, k: number}} Question
  */
@@ -34,6 +35,8 @@ function fresh() {
       codes: false,
       why: true,
       flick: false,
+      channel: 0,
+      large: null, // the tile that fills the desk
     },
     tool: { kind: "none", class: 1, size: 5 },
     tab: "hits",
@@ -56,6 +59,17 @@ export const cache = { looks: new Map(), thumbnails: new Map(), hits: null, pati
 /** @type {[() => void, boolean][]} */
 const listeners = [];
 let due = "";
+/** Whether a button or slider is held down: were it drawn anew, its click would be lost. (Menus tell of no release.) */
+let held = false;
+addEventListener("pointerdown", (event) => {
+  const control = /** @type {HTMLElement} */ (event.target).closest("button, input, label");
+  held = event.button === 0 && control !== null;
+});
+for (const name of ["pointerup", "pointercancel", "dragend"])
+  addEventListener(name, () => {
+    held = false;
+    if (due) requestAnimationFrame(drawAnew);
+  });
 /** @type {string[]} */
 const past = [];
 
@@ -78,6 +92,7 @@ export function change(edit, part = "all") {
 }
 
 function drawAnew() {
+  if (held && due === "all") return;
   const all = due === "all";
   due = "";
   for (const [listener, always] of listeners) if (all || always) listener();
@@ -124,9 +139,15 @@ export function keyOf(picture) {
 
 /** @param {Picture} picture @returns {string} */
 export function nameOf(picture) {
-  if (picture.row === undefined) return picture.name || "brought";
+  if (picture.row === undefined) return picture.name || (picture.pixels ? "brought" : "the drawing");
   const about = cache.thumbnails.get(picture.row)?.about ?? cache.looks.get(picture.row)?.data.about;
   return about ? `${about.patient_id}, ${about.slice_index}` : `row ${picture.row}`;
+}
+
+/** Of planes [C,S,S] the channel in sight. @param {any} planes @returns {any} */
+export function channel(planes) {
+  const length = facts.size * facts.size;
+  return planes.subarray(state.view.channel * length, (state.view.channel + 1) * length);
 }
 
 /** Run lengths of a map, as the server reads them. @param {Uint8Array} map @returns {number[]} */

@@ -4,7 +4,7 @@ import { paint } from "./ask.js";
 import { cursor, drawing, drawOn, maps } from "./brush.js";
 import { at, fill, make } from "./dom.js";
 import { draggable } from "./question.js";
-import { cache, change, changeView, facts, keyOf, nameOf, pose, state, undo } from "./state.js";
+import { cache, change, changeView, channel, facts, keyOf, nameOf, pose, state, undo } from "./state.js";
 import { draw, firstView, inImage, window_, zoomAt } from "./viewport.js";
 
 const LABEL = "#dfe6ee";
@@ -21,9 +21,17 @@ export function setUp() {
     tiles[name].element.append(tiles[name].note);
     draggable(caption, () => state.shown);
     navigate(canvas);
+    canvas.addEventListener("dblclick", () => drawing() || enlarge(name));
     if (name === "image" || name === "x_minus") drawOn(canvas, lifted);
   }
   new ResizeObserver(() => change()).observe(at("tiles"));
+}
+
+/** One tile fills the desk, or all four share it again. @param {string} name */
+export function enlarge(name) {
+  change(({ view }) => {
+    view.large = view.large ? null : name;
+  });
 }
 
 /** After a stroke: the drawing takes the lesion's place, and the network paints it. */
@@ -66,15 +74,8 @@ export function navigate(canvas) {
 
 /** The scenes of a look, by tile. @param {any} answer @returns {Record<string, any>} */
 export function scenes(answer) {
-  const {
-    image,
-    x_minus: xMinus,
-    x_plus: xPlus,
-    label,
-    lesion,
-    abnormal_codes: codes,
-    normal_codes: anatomy,
-  } = answer.arrays;
+  const { label, lesion, abnormal_codes: codes, normal_codes: anatomy } = answer.arrays;
+  const [image, xMinus, xPlus] = ["image", "x_minus", "x_plus"].map((name) => channel(answer.arrays[name]));
   const { view } = state;
   const outlines = [];
   if (view.outlines) outlines.push({ labels: lesion, colours: facts.colours });
@@ -96,6 +97,8 @@ export function scenes(answer) {
 export function render() {
   const parent = at("tiles");
   const answer = state.shown && cache.looks.get(keyOf(state.shown));
+  parent.classList.toggle("waiting", !answer);
+  if (!answer && state.shown && parent.contains(tiles.image.canvas)) return; // the image before, dimmed
   if (!answer) {
     fill(
       parent,
@@ -126,14 +129,19 @@ export function render() {
     tiles[name].element.classList.toggle("drawing", drawing());
   }
   const painted = cache.painted && state.drawing;
-  if (painted) shown.painted = { plane: { pixels: cache.painted.pixels, most: 65535 } };
+  if (painted) shown.painted = { plane: { pixels: channel(cache.painted.pixels), most: 65535 } };
   const captions = {
-    image: state.view.flick ? "Without the lesion (painted)" : answer.data.at_hand ? "Image" : "Painted from its codes",
-    x_minus: "Without the lesion (painted)",
+    image: state.view.flick ? "Without the lesion, painted" : answer.data.at_hand ? "Image" : "Painted from its codes",
+    x_minus: "Without the lesion, painted",
     difference: "Difference of the two, twofold",
     painted: painted ? "Painted with the drawn lesion" : "Painted with its lesion",
   };
+  parent.classList.toggle("one", Boolean(state.view.large));
+  for (const [name, { element }] of Object.entries(tiles)) {
+    element.hidden = Boolean(state.view.large) && state.view.large !== name;
+  }
   for (const [name, tile] of Object.entries(tiles)) {
+    if (tile.element.hidden) continue;
     tile.caption.textContent = captions[/** @type {keyof typeof captions} */ (name)];
     tile.canvas.setAttribute("aria-label", tile.caption.textContent);
     draw(tile.canvas, shown[name], state.view);
@@ -199,6 +207,7 @@ export function renderTools() {
       toggle("codes", "Codes", "The codes of the cells: lesion on the image, anatomy beside it (G)"),
       toggle("flick", "Flicker", "Image and painting by turns (F)"),
       make("button", { "data-key": "reset", title: "Window and zoom as at first (0)", onclick: reset }, "Reset view"),
+      facts.modalities.length > 1 && channels(),
     ),
     make(
       "div.group",
@@ -259,6 +268,29 @@ export function renderTools() {
       ),
     ),
   );
+}
+
+function channels() {
+  return make(
+    "select",
+    {
+      "data-key": "channel",
+      "aria-label": "Modality in sight",
+      title: "Modality in sight (H)",
+      onchange: (event) => showChannel(Number(event.target.value)),
+    },
+    ...facts.modalities.map((name, i) =>
+      make("option", { value: String(i), selected: state.view.channel === i }, name),
+    ),
+  );
+}
+
+/** @param {number} i of the modality that all images are shown in */
+export function showChannel(i) {
+  change(({ view }) => {
+    view.channel = i % facts.modalities.length;
+    Object.assign(view, { low: 0, high: firstView().high });
+  });
 }
 
 /** @param {string} kind a tool, put down if it is held already */

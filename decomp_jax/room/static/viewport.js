@@ -11,7 +11,7 @@ import { facts, state } from "./state.js";
 
 /** The view at first: the part of the field that images of this archive use, black to white. */
 export function firstView() {
-  return { low: 0, high: facts.white || 1, zoom: 1 / (1 - 2 * facts.margin), x: 0.5, y: 0.5 };
+  return { low: 0, high: facts.white[state.view.channel] || 1, zoom: 1 / (1 - 2 * facts.margin), x: 0.5, y: 0.5 };
 }
 
 const SCRATCH = document.createElement("canvas");
@@ -22,10 +22,28 @@ const SCRATCH = document.createElement("canvas");
  * @param {{low: number, high: number, zoom: number, x: number, y: number}} [view]
  */
 export function draw(canvas, scene, view = firstView()) {
-  const ratio = devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((side) =>
-    Math.max(1, Math.round(side * ratio)),
+  drawAt(sizeOf(canvas), canvas, scene, view);
+}
+
+/**
+ * Draws many scenes in the first view. All canvases are measured before one is drawn, so that the page is laid out once.
+ * @param {Iterable<HTMLCanvasElement>} canvases @param {(canvas: any) => Scene} scene
+ */
+export function drawEach(canvases, scene) {
+  const view = firstView();
+  const sizes = [...canvases].map((canvas) => /** @type {const} */ ([canvas, sizeOf(canvas)]));
+  for (const [canvas, size] of sizes) drawAt(size, canvas, scene(canvas), view);
+}
+
+/** Width and height of a canvas in pixels of the screen. @param {HTMLCanvasElement} canvas @returns {number[]} */
+function sizeOf(canvas) {
+  return [canvas.clientWidth, canvas.clientHeight].map((side) =>
+    Math.max(1, Math.round(side * (devicePixelRatio || 1))),
   );
+}
+
+function drawAt([width, height], canvas, scene, view) {
+  const ratio = devicePixelRatio || 1;
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.setTransform(1, 0, 0, 1, 0, 0);
