@@ -41,14 +41,21 @@ class Archive:
     images: np.ndarray
     labels: np.ndarray
 
-    def distances(self, path: str, points: np.ndarray) -> np.ndarray:
-        """float64 [N,h,w] of points [h,w,D] from all codes."""
+    def compared(self, path: str, points: np.ndarray) -> np.ndarray:
+        """float64 [2,N,h,w]: of points [h,w,D] the squared distances from all codes, and the squared lengths of both."""
         codebook = getattr(self.bank, f"{path}_codebook").astype(np.float64)
-        return ((points.astype(np.float64) - codebook[getattr(self.bank, f"{path}_indices")]) ** 2).sum(-1)
+        points, stored = points.astype(np.float64), codebook[getattr(self.bank, f"{path}_indices")]
+        return np.stack([((points - stored) ** 2).sum(-1), (points**2).sum(-1) + (stored**2).sum(-1)])
 
     def of_row(self, path: str, row: int) -> np.ndarray:
         codebook = getattr(self.bank, f"{path}_codebook").astype(np.float64)
-        return self.distances(path, codebook[getattr(self.bank, f"{path}_indices")[row]])
+        return self.compared(path, codebook[getattr(self.bank, f"{path}_indices")[row]])
+
+
+def ratio(compared: np.ndarray) -> np.ndarray:
+    """Relative distances [N]."""
+    distances, lengths = compared.sum((2, 3))
+    return distances / lengths
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +118,15 @@ def draw(path: Path, labels: np.ndarray) -> Path:
 
 
 def assert_nearest(hits: dict[str, float], distances: np.ndarray) -> None:
-    np.testing.assert_allclose(list(hits.values()), np.sort(distances)[: len(hits)], rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(list(hits.values()), distances[[int(row) for row in hits]], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(list(hits.values()), np.sort(distances)[: len(hits)], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(list(hits.values()), distances[[int(row) for row in hits]], rtol=1e-4, atol=1e-6)
 
 
 def test_a_drawn_lesion_finds_such_lesions(archive: Archive, row: int, ask, tmp_path: Path) -> None:
     """Its true outline, drawn in one class: the hits overlap it more than lesions at large do."""
     drawn = np.kron(archive.labels[row] > 0, np.ones((3, 3), int)) * 2
     hits = ask(sketch=draw(tmp_path / "lesion.png", drawn), by="abnormal", k=5)
-    assert_nearest(hits, archive.distances("abnormal", sketch_latents(archive.decomposer, drawn)).sum((1, 2)))
+    assert_nearest(hits, ratio(archive.compared("abnormal", sketch_latents(archive.decomposer, drawn))))
     lesions = archive.labels > 0
     dice = 2 * (lesions & lesions[row]).sum((1, 2)) / (lesions.sum((1, 2)) + lesions[row].sum())
     assert dice[[int(hit) for hit in hits]].mean() > 2 * dice[lesions.any((1, 2))].mean()
@@ -142,10 +149,10 @@ def test_this_anatomy_with_that_lesion(archive: Archive, row: int, scan: Path, a
     drawn[20:30, 36:50] = 3
     hits = ask(image=scan, slice_index=2, sketch=draw(tmp_path / "lesion.png", drawn), weight=weight)
     output = archive.decomposer.decompose(image_of(archive, scan))
-    anatomy = archive.distances("normal", output.z_e_normal[0]).sum((1, 2))
-    lesion = archive.distances("abnormal", sketch_latents(archive.decomposer, drawn)).sum((1, 2))
+    anatomy = archive.compared("normal", output.z_e_normal[0])
+    lesion = archive.compared("abnormal", sketch_latents(archive.decomposer, drawn))
     share = 0.5 if weight is None else weight
-    assert_nearest(hits, 2 * (1 - share) * anatomy + 2 * share * lesion)
+    assert_nearest(hits, ratio((1 - share) * anatomy + share * lesion))
 
 
 def test_the_sheet_paints_the_drawing(archive: Archive, scan: Path, ask, tmp_path: Path, monkeypatch) -> None:
@@ -176,28 +183,29 @@ def test_a_region_alone_counts(archive: Archive, scan: Path, ask, tmp_path: Path
     mask[5:30, 20:45] = 255
     hits = ask(image=scan, slice_index=2, region=draw(tmp_path / "mask.png", mask))
     output = archive.decomposer.decompose(image_of(archive, scan))
-    cells = sum(archive.distances(path, getattr(output, f"z_e_{path}")[0]) for path in ("normal", "abnormal"))
-    assert_nearest(hits, (cells * region_weights(mask > 0, 8)).sum((1, 2)))
+    cells = sum(archive.compared(path, getattr(output, f"z_e_{path}")[0]) for path in ("normal", "abnormal"))
+    assert_nearest(hits, ratio(cells * region_weights(mask > 0, 8)))
 
 
 def test_examples_and_counterexamples(archive: Archive, row: int, ask) -> None:
     patients = archive.bank.rows["patient_id"]
     other = int(np.flatnonzero(patients != patients[row])[5])
     hits = ask(like=(row, row - 1), unlike=(other,), by="abnormal")
-    distances = [archive.of_row("abnormal", one).sum((1, 2)) for one in (row, row - 1, other)]
-    expected = np.where(patients == patients[row], np.inf, np.mean(distances[:2], 0) - AWAY * distances[2])
+    one, two, away = (archive.of_row("abnormal", one) for one in (row, row - 1, other))
+    away[0] *= -1  # lengths count as they are
+    expected = np.where(patients == patients[row], np.inf, ratio((one + two) / 2 + AWAY * away))
     assert patients[row] == patients[row - 1]
     assert_nearest(hits, expected)
     hits = ask(like=(row, row - 1), unlike=(other,), by="abnormal", one_per_patient=True, k=3)
     nearest = {patient: expected[patients == patient].min() for patient in {*patients} - {patients[row]}}
-    np.testing.assert_allclose(list(hits.values()), sorted(nearest.values())[:3], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(list(hits.values()), sorted(nearest.values())[:3], rtol=1e-4, atol=1e-6)
 
 
 def test_codes_with_codes(archive: Archive, scan: Path, ask) -> None:
     hits = ask(image=scan, slice_index=2, by="abnormal", codes=True)
     codes = archive.decomposer.encode(image_of(archive, scan))
     points = archive.bank.abnormal_codebook[codes.abnormal_indices[0]]
-    assert_nearest(hits, archive.distances("abnormal", points).sum((1, 2)))
+    assert_nearest(hits, archive.compared("abnormal", points)[0].sum((1, 2)))
 
 
 @pytest.mark.parametrize("by", ["normal", "abnormal", "both"])
