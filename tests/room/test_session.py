@@ -22,15 +22,24 @@ from tests.room.test_upload import body, scan
 PATHS = ("normal", "abnormal")
 
 
+def compared(bank: Any, path: str, points: np.ndarray) -> np.ndarray:
+    """Of each cell of points [h,w,D] and of each row of the bank the squared distance, and the squared lengths of both.
+
+    float64 [2,N,h,w]; a question's sums of the first, over those of the second, are its relative distances.
+    """
+    points, stored = points.astype(float), getattr(bank, f"{path}_codebook").astype(float)[getattr(bank, f"{path}_indices")]
+    return np.stack([((points - stored) ** 2).sum(-1), (points**2).sum(-1) + (stored**2).sum(-1)])
+
+
 def tables(decomposer: FakeDecomposer, bank: Any, image: np.ndarray) -> dict[str, np.ndarray]:
-    """What each cell adds to the distance of an image to each row of the bank, float64 [N,h,w], a path."""
     output = decomposer.decompose(image[None])
-    return {path: ((getattr(bank, f"{path}_codebook").astype(float)[getattr(bank, f"{path}_indices")]
-                    - getattr(output, f"z_e_{path}")[0].astype(float)) ** 2).sum(-1) for path in PATHS}
+    return {path: compared(bank, path, getattr(output, f"z_e_{path}")[0]) for path in PATHS}
 
 
-def check(answer: Any, cells: np.ndarray, *, without: np.ndarray, k: int) -> None:
-    """The k nearest rows, by distance and row, and what their cells add."""
+def check(answer: Any, compared: np.ndarray, *, without: np.ndarray, k: int) -> None:
+    """The k nearest rows, by relative distance and row, and what their cells add."""
+    lengths = compared[1].sum((1, 2), keepdims=True)
+    cells = np.divide(compared[0], lengths, out=np.zeros_like(compared[0]), where=lengths > 0)
     distances = np.where(without, np.inf, cells.sum((1, 2)))
     rows = answer.data["rows"]
     assert len(rows) == min(k, np.isfinite(distances).sum()) and not without[rows].any()
@@ -70,9 +79,9 @@ def test_examples_and_counter_examples_within_a_region(
         "like": [{"row": row} for row in like], "unlike": [{"row": row} for row in unlike],
     })
     weights = region_weights(np.repeat(region[::2], region[1::2]).reshape(SIZE, SIZE) > 0, decomposer.grid)
-    cells = weights * sum(weight * tables(decomposer, bank, images[row])["abnormal"]
-                          for weight, rows in ((1 / (1 + count), [2, *like]), (-0.5 / 2, unlike)) for row in rows)
-    check(answer, cells, without=np.zeros(len(bank), bool), k=9)
+    parts = [np.array([weight, abs(weight)])[:, None, None, None] * tables(decomposer, bank, images[row])["abnormal"]
+             for weight, rows in ((1 / (1 + count), [2, *like]), (-0.5 / 2, unlike)) for row in rows]
+    check(answer, weights * sum(parts), without=np.zeros(len(bank), bool), k=9)
 
 
 def test_an_image_that_was_brought_is_asked_with_as_one_of_the_archive(room: Room, heads: dict[str, Heads]) -> None:
@@ -97,8 +106,8 @@ def test_a_drawing_is_asked_with(
     drawing, bank = [0, SIZE * 5, 1, SIZE * 7, 2, SIZE * 3, 0, SIZE * 17], reference.bank
     answer = room.ask({"anatomy": {"row": 8}, "lesion": {"drawing": drawing}, "k": 8})
     labels = np.repeat(drawing[::2], drawing[1::2]).reshape(SIZE, SIZE)
-    points = bank.abnormal_codebook.astype(float)[bank.abnormal_indices] - share_of_cells(decomposer, labels)
-    cells = (points**2).sum(-1) + tables(decomposer, bank, heads["reference"].fields["image"][8])["normal"]
+    lesion = compared(bank, "abnormal", share_of_cells(decomposer, labels))
+    cells = lesion + tables(decomposer, bank, heads["reference"].fields["image"][8])["normal"]
     check(answer, cells, without=bank.rows["patient_id"] == "r1", k=8)
 
 
@@ -133,8 +142,7 @@ def test_without_images_the_codes_are_asked_with_and_painted(
     seen = (bank.abnormal_indices[5] > 0).repeat(SIZE // 4, 0).repeat(SIZE // 4, 1)
     np.testing.assert_array_equal(look.arrays["lesion"] > 0, seen)
     answer = painted_room.ask({"anatomy": {"row": 5}, "share": 0, "other_patients": False})
-    book = bank.normal_codebook.astype(float)
-    cells = ((book[bank.normal_indices] - book[bank.normal_indices[5]]) ** 2).sum(-1)
+    cells = compared(bank, "normal", bank.normal_codebook[bank.normal_indices[5]])
     check(answer, cells, without=np.zeros(len(bank), bool), k=60)
 
 
@@ -149,7 +157,7 @@ def test_patients_are_those_of_the_library(room: Room, decomposer: FakeDecompose
 
 def check_patients(answer: Any, decomposer: FakeDecomposer, bank: Any, images: np.ndarray, heights: np.ndarray, *,
                    without: list[int]) -> None:
-    distances = np.array([tables(decomposer, bank, image)["normal"].sum((1, 2)) for image in images])
+    distances = np.array([tables(decomposer, bank, image)["normal"][0].sum((1, 2)) for image in images])
     far = abs(heights[:, None] - bank.rows["position_mm"]) > 5
     near = np.where(far, np.inf, distances).reshape(len(images), 8, 6)
     expected = (near.min(2).mean(0) + near.min(0).mean(1)) / 2

@@ -96,7 +96,7 @@ def test_a_dicom_series_is_prepared_as_from_its_folder(tmp_path: Path, series: l
     answer = brought.take(body(series))
     assert answer["slices"] == [1, 2, 3, 4]
     for number in answer["slices"]:
-        np.testing.assert_array_equal(brought.slice_of(answer["id"], number), prepare_scan(tmp_path, SCANS, number))
+        np.testing.assert_array_equal(brought.slice_of(answer["id"], number), open_scan(tmp_path, SCANS).shown(number))
     assert brought.take(body([dicom()]))["slices"] == [0]
 
 
