@@ -109,7 +109,7 @@ def prepare(patient_id: str, *, seed: int, size: int, domain: Domain = DOMAINS["
     lesion = _lesion(rng, grid, foci, head, contrast)
     healthy = _healthy_signal(rng, grid, head, contrast, domain)
     image = _lesion_signal(rng, grid, healthy, lesion, contrast)
-    foreground, (image, healthy) = _stripped(rng, grid, head, domain, image, healthy)
+    foreground, (image, healthy) = _stripped(rng, grid, head, foci[0], domain, image, healthy)
 
     label = field_nearest(lesion.label * foreground, pixel, size)
     brain = head.brain & foreground
@@ -420,7 +420,7 @@ def _lesion_signal(
 
 
 def _stripped(
-    rng: np.random.Generator, grid: Grid, head: Head, domain: Domain, *signals: np.ndarray
+    rng: np.random.Generator, grid: Grid, head: Head, focus: Focus, domain: Domain, *signals: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """What is left of the head, and the signals with what is left of the skull."""
     if not domain.imperfect:
@@ -430,10 +430,11 @@ def _stripped(
     marrow = np.exp(rng.normal(0, 0.6) + rng.uniform(0.2, 0.7) * grid.noise(rng, 8))
     taken = rng.uniform(0, 6) * np.clip(grid.noise(rng, 25) + rng.uniform(-2, 0), 0, 1)
     kept = head.brain & (head.depth > taken) | remains
-    if rng.random() < 0.2:  # cut by a plane, mostly from above or below
+    if rng.random() < 0.2:  # cut by a plane, mostly from above or below, on the side where the tumour isn't
         normal = rng.normal(0, (1, 0.25, 0.15)).astype(np.float32)
-        along = np.einsum("i,i...->...", normal / np.linalg.norm(normal), grid.points)
-        kept &= along > np.quantile(along[head.brain], rng.uniform(0, 0.25))
+        along = np.einsum("i,i...->...", normal, grid.points)
+        towards = np.sign(normal @ focus.centre - np.median(along[head.brain]))
+        kept &= towards * along > np.quantile(towards * along[head.brain], rng.uniform(0, 0.25))
     return kept, [np.where(remains, marrow, signal) for signal in signals]
 
 
