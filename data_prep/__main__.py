@@ -30,10 +30,12 @@ def make_phantom(flags: argparse.Namespace) -> None:
             seed=flags.seed,
             growing=flags.shard is not None,
         ),
-        prepare=functools.partial(phantom.prepare, seed=flags.seed, size=flags.size, domain=phantom.DOMAINS[flags.domain]),
+        prepare=functools.partial(
+            phantom.prepare, seed=flags.seed, size=flags.size, domain=phantom.DOMAINS[flags.domain]
+        ),
         workers=flags.workers,
         on_error="stop",
-        source={"seed": flags.seed},
+        source={"seed": flags.seed, "domain": flags.domain},
         shard=flags.shard,
     )
 

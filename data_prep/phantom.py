@@ -52,8 +52,8 @@ class Domain:
         blur: deviation, mm in plane.
         noise: deviation, of a mean over 1 mm^2.
         sinus: thickness of enhancing patches at the brain's surface, mm.
-        imperfect: whether skull-stripping may leave some of the skull and take some of the brain, whether fields of
-            view may be cut, whether slices may be thick and noise be correlated.
+        imperfect: whether skull-stripping may leave some of the skull and take some of the brain, fields of view be
+            cut, slices be thick and noise be correlated, and whether lesions blur beyond their labels.
     """
 
     lesion_share: float = 0.7
@@ -119,9 +119,12 @@ def prepare(patient_id: str, *, seed: int, size: int, domain: Domain = DOMAINS["
     scans = _scaled(*_acquired(rng, grid, domain, image, healthy), foreground)
     image, healthy = (field_mean(scan[planes], pixel, size).astype(np.float16)[..., None] for scan in scans)
     label = label[planes]
-    # Pixels at the label's edge mix both: one of the two follows the other there.
+    # Pixels at the label's edge mix both: beside a lesion one of the two has to take the other's.
     lesion = label[..., None] > 0
-    image, healthy = (image, np.where(lesion, healthy, image)) if domain.imperfect else (np.where(lesion, image, healthy), healthy)
+    if domain.imperfect:
+        healthy = np.where(lesion, healthy, image)
+    else:
+        image = np.where(lesion, image, healthy)
     return PatientSlices(
         patient_id=patient_id,
         image=image,
