@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep import brats, images, layouts, phantom, series, splits, volumes
-from data_prep.anatomy import SCHEMES, AnatomySource
+from data_prep.anatomy import SCHEMES, AnatomySource, maps_of_nobody
 from data_prep.cases import Case, prepare_case, split_cases
 from data_prep.join import join_parts
 from data_prep.slices import write_dataset
@@ -43,8 +43,9 @@ def make_phantom(flags: argparse.Namespace) -> None:
 def make_brats(flags: argparse.Namespace) -> None:
     found = survey(flags.src)
     tell_progress(found.describe(flags.src))
-    if flags.on_error == "stop":
-        brats.require_usable(found.patients, flags.label_map, unlabelled=flags.unlabelled)
+    brats.require_needed(flags.label_map, found.patients)
+    if flags.on_error == "stop" and not flags.unlabelled:
+        brats.require_segmentations(found.patients)
     cases = brats.brats_cases(found.patients, flags.label_map)
     settings = Settings(source="brats", size=flags.size, modalities=flags.modalities)
     _write_cases(
@@ -102,6 +103,10 @@ def _write_cases(flags: argparse.Namespace, cases: Mapping[str, Case], settings:
     anatomy = flags.anatomy and AnatomySource(flags.anatomy, flags.anatomy_scheme)
     if anatomy:
         settings = dataclasses.replace(settings, anatomy_classes=ANATOMY_CLASSES)
+    for flag, path in (("--anatomy", flags.anatomy), ("--mask", flags.mask)):
+        if path and path.is_dir() and (others := maps_of_nobody(path, cases)):
+            tell_progress(f"{flag} {path}: {len(others)} files are of no patient, first {others[0].name}")
+            source[f"left_out_{flag[2:]}"] = [str(other.relative_to(path)) for other in others]
     write_dataset(
         flags.out,
         settings=settings,

@@ -1,7 +1,7 @@
 """Label maps of normal anatomy, read as the paper's six regions (`decomp_jax.data.schema.ANATOMY_CLASSES`)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -61,8 +61,7 @@ def only_map(flag: str, folder: Path, patient_id: str) -> Path:
     Raises:
         UserError: there is none, or more than one.
     """
-    files = {path for pattern in (f"{patient_id}/*.nii*", f"{patient_id}[-_.]*.nii*", f"{patient_id}.nii*")
-             for path in folder.glob(pattern)}
+    files = _maps_of(folder, patient_id)
     if flag == "--mask":
         files = {path for path in files if "mask" in path.name.lower()} or files
     if len(files) != 1:
@@ -71,6 +70,16 @@ def only_map(flag: str, folder: Path, patient_id: str) -> Path:
             f"{flag} {folder}: holds {len(files)} {kind} of {patient_id}; name exactly one {patient_id}.nii.gz{other}"
         )
     return files.pop()
+
+
+def _maps_of(folder: Path, patient_id: str) -> set[Path]:
+    patterns = (f"{patient_id}/*.nii*", f"{patient_id}[-_.]*.nii*", f"{patient_id}.nii*")
+    return {path for pattern in patterns for path in folder.glob(pattern)}
+
+
+def maps_of_nobody(folder: Path, patient_ids: Iterable[str]) -> list[Path]:
+    """Files of a folder that are the map of none of the patients."""
+    return sorted(set(folder.rglob("*.nii*")).difference(*(_maps_of(folder, patient_id) for patient_id in patient_ids)))
 
 
 def six_regions(

@@ -14,13 +14,17 @@ def brats_cases(patients: Mapping[str, Patient], extra: Mapping[int, int]) -> di
     return {patient_id: _case(patient, extra) for patient_id, patient in patients.items()}
 
 
-def require_usable(patients: Mapping[str, Patient], extra: Mapping[int, int], *, unlabelled: bool) -> None:
-    """Raises UserError for a patient without a segmentation, unless wanted, and for a label map that nobody needs."""
+def require_segmentations(patients: Mapping[str, Patient]) -> None:
+    """Raises UserError for a patient without a segmentation."""
     for patient in patients.values():
-        if "seg" not in patient.files and not unlabelled:
+        if "seg" not in patient.files:
             raise UserError(
                 f"{patient.folder}: {patient.patient_id} has no seg file; add it (so named), or use --unlabelled"
             )
+
+
+def require_needed(extra: Mapping[int, int], patients: Mapping[str, Patient]) -> None:
+    """Raises UserError for a label map that no patient needs."""
     for label, number in extra.items():
         if all(patient.label_map(extra)[label] != number for patient in patients.values()):
             raise UserError(

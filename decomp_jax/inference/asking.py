@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,10 +16,9 @@ from decomp_jax.inference.drawing import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.preparation.scan import open_scan, prepare_scan
-from decomp_jax.retrieval import CodeBank, Queries, codes, latents
+from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents
 from decomp_jax.retrieval.queries import PATHS
 
-AWAY = 0.5  # weight of what hits had better not be like; below 1, so that what they should be like decides
 BATCH = 16  # slices of a scan decomposed at a time
 
 
@@ -128,36 +125,6 @@ class Asked:
     painted: Float[np.ndarray, "s s c"] | None = None
 
 
-def make_queries(
-    bank: CodeBank, paths: Sequence[str], points: Mapping[str, Shaped[np.ndarray, "q h w ..."]], *,
-    like: Sequence[int] = (), unlike: Sequence[int] = (), weight: float = 0.5,
-    cells: Float[np.ndarray, "h w"] | None = None,
-) -> Queries:
-    """Queries about `paths` of a bank: the mean of all that hits should be like, less half the mean of the others.
-
-    Args:
-        points: of each path, latents [Q,h,w,D] or codes [Q,h,w]; empty where rows alone are asked with.
-        like, unlike: rows of the bank.
-        weight: share of the lesion in queries about both paths; 0.5 is the plain sum.
-        cells: weights of the cells.
-    """
-    shares = {"normal": 2 * (1 - weight), "abnormal": 2 * weight} if len(paths) > 1 else dict.fromkeys(paths, 1)
-    parts = []
-    for path in paths:
-        wanted = [_query(path, points[path])] if path in points else []
-        stored = getattr(bank, f"{path}_indices")
-        wanted += [_query(path, stored[[row]]) for row in like]
-        others = [_query(path, stored[[row]]) for row in unlike]
-        parts += [shares[path] / len(wanted) * query for query in wanted]
-        parts += [-AWAY * shares[path] / len(others) * query for query in others]
-    queries = functools.reduce(operator.add, parts)
-    return queries if cells is None else cells * queries
-
-
-def _query(path: str, points: Shaped[np.ndarray, "q h w ..."]) -> Queries:
-    return (latents if points.ndim == 4 else codes)(**{path: points})
-
-
 def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> Asked:
     """A question about slices, its files read. Raises UserError if one can't be used."""
     sources = [(question.image, question.slice_index, question.mask),
@@ -205,13 +172,17 @@ def _queries(
     question: Question, decomposer: Decomposer, bank: CodeBank, points: Mapping[str, np.ndarray],
     region: Bool[np.ndarray, "t t"] | None,
 ) -> Queries:
-    cells = None
-    if region is not None:
-        with _naming(question.region):
-            cells = region_weights(region, decomposer.grid)
-    weight = 0.5 if question.weight is None else question.weight
-    return make_queries(bank, question.paths, points, like=question.like, unlike=question.unlike, weight=weight,
-                        cells=cells)
+    kind = codes if question.codes else latents
+    asked = [kind(**{path: points[path] for path in question.paths})] if points else []
+    like, unlike = (
+        [codes(**{path: getattr(bank, f"{path}_indices")[[row]] for path in question.paths}) for row in rows]
+        for rows in (question.like, question.unlike)
+    )
+    queries = by_examples(asked + like, unlike, weight=0.5 if question.weight is None else question.weight)
+    if region is None:
+        return queries
+    with _naming(question.region):
+        return region_weights(region, decomposer.grid) * queries
 
 
 def _read_drawings(question: Question, decomposer: Decomposer) -> tuple[np.ndarray | None, np.ndarray | None]:

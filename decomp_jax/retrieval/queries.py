@@ -13,10 +13,11 @@ weights of the cells, a number or [h,w] or [Q,h,w]:
     (1 - s) * latents(normal=z_n) + s * latents(abnormal=z_a)
     region * latents(abnormal=z_a)                 cells in which the region is 0 don't count
     one + two - 0.5 * other                        like one and two, unlike the other
+    by_examples([one, two], [other], weight=s)     the same as a mean, and a share for the lesion
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import jax
@@ -26,6 +27,8 @@ from jaxtyping import Array, Float, Int, Real
 from decomp_jax.errors import UserError
 
 PATHS = ("normal", "abnormal")
+# Weight of what hits had better not be like; below 1, so that what they should be like decides.
+AWAY = 0.5
 
 Indices = Int[np.ndarray | jax.Array, "q h w"]
 Latents = Float[np.ndarray | jax.Array, "q h w d"]
@@ -125,6 +128,23 @@ def latents(*, normal: Latents | None = None, abnormal: Latents | None = None) -
         UserError: naming the argument that is no such array, or isn't finite.
     """
     return _queries(normal, abnormal, "finite latents [Q,h,w,D]", np.floating, 4)
+
+
+def by_examples(like: Sequence[Queries], unlike: Sequence[Queries] = (), *, weight: float = 0.5) -> Queries:
+    """The mean distance to what hits should be like, less half the mean distance to the others, path by path.
+
+    Args:
+        weight: share of the lesion in queries about both paths; 0.5 is the plain sum.
+    """
+    liked, unliked = ([example for query in queries for example in query.examples] for queries in (like, unlike))
+    paths = {example.path for example in liked + unliked}
+    shares = {"normal": 2 * (1 - weight), "abnormal": 2 * weight} if len(paths) > 1 else dict.fromkeys(paths, 1)
+    parts = []
+    for path in PATHS:
+        for factor, examples in ((1, liked), (-AWAY, unliked)):
+            own = tuple(example for example in examples if example.path == path)
+            parts += (factor * shares[path] / len(own) * Queries(own)).examples if own else ()
+    return Queries(tuple(parts))
 
 
 def contributions(

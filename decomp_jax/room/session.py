@@ -2,31 +2,27 @@
 
 import dataclasses
 import functools
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
-from decomp_jax.inference.asking import AWAY
 from decomp_jax.inference.decomposer import Decoding, Decomposer
 from decomp_jax.inference.display import LESION_COLOURS, Display
 from decomp_jax.inference.drawing import region_weights, sketch_latents
-from decomp_jax.retrieval import CodeBank, Queries, codes, latents
+from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents
+from decomp_jax.retrieval.queries import PATHS
 from decomp_jax.room.archive import Archive
 from decomp_jax.room.images import BATCH, Picture, Pictures, checked_row, drawn
 from decomp_jax.room.upload import Brought
 
-PATHS = ("normal", "abnormal")
 MOST_HITS = 200
 MOST_EXAMPLES = 16
 MOST_THUMBNAILS = 256
 # Numbers of examples of a path that are compiled for.
 EXAMPLES = (0, 1, 4, 2 * MOST_EXAMPLES + 1)
-# What all counter-examples together count beside the mean of the examples.
-UNLIKE = -AWAY
 PATIENTS = 12
 
 
@@ -60,6 +56,10 @@ class Question:
     k: int = 60
     other_patients: bool = True
     one_per_patient: bool = False
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for path, share in zip(PATHS, (1 - self.share, self.share)) if share]
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Question":
@@ -208,28 +208,22 @@ class Room:
 
     def _queries(self, question: Question) -> tuple[Queries, list[int | None]]:
         """The queries, and the rows of the images in the two places."""
-        examples: list[tuple[float, str, dict]] = []
-        shares = {"normal": 1 - question.share, "abnormal": question.share}
-        equal = 1 / (1 + len(question.like))  # the mean of what hits should be like
-        for path, image in (("normal", question.anatomy), ("abnormal", question.lesion)):
-            if shares[path] and "drawing" not in image:
-                examples.append((equal * shares[path], path, image))
-        places = len(examples)
-        for weight, images in ((equal, question.like), (UNLIKE / max(len(question.unlike), 1), question.unlike)):
-            examples += [(weight * shares[path], path, image) for image in images for path in PATHS if shares[path]]
-        pictures = self._pictures.pictures([image for *_, image in examples])
-        parts = [weight * _query(picture, path) for (weight, path, _), picture in zip(examples, pictures)]
-        if question.share and "drawing" in question.lesion:
-            parts.append(equal * question.share * latents(abnormal=self._sketch(question.lesion["drawing"])[None]))
-        for path in PATHS:  # padded to a few numbers of examples: each is compiled for
-            own = [part for part in parts if part.paths == (path,)]
-            missing = next(size for size in EXAMPLES if size >= len(own)) - len(own)
-            parts += [0 * part for part in own[:1] * missing]
-        queries = functools.reduce(operator.add, parts)
+        places = {"normal": question.anatomy, "abnormal": question.lesion}
+        images = {path: places[path] for path in question.paths if "drawing" not in places[path]}
+        pictures = self._pictures.pictures([*images.values(), *question.like, *question.unlike])
+        asked, others = pictures[:len(images)], [_query([one], question.paths) for one in pictures[len(images):]]
+        like = [_query([picture], [path]) for path, picture in zip(images, asked)]
+        if len(images) < len(question.paths):
+            like.append(latents(abnormal=self._sketch(question.lesion["drawing"])[None]))
+        like, unlike = like + others[:len(question.like)], others[len(question.like):]
+        queries = by_examples(like, unlike, weight=question.share)
+        for path in question.paths:  # padded to a few numbers of examples: each is compiled for
+            own = _of_path(0 * queries, path).examples
+            queries += Queries(own[:1] * (next(size for size in EXAMPLES if size >= len(own)) - len(own)))
         if question.region is not None:
             mask = drawn(question.region, self._decomposer.settings.size, 1) > 0
             queries = region_weights(mask, self._decomposer.grid) * queries
-        return queries, [picture.row for picture in pictures[:places]]
+        return queries, [picture.row for picture in asked]
 
     def ask_patients(self, request: dict[str, Any]) -> Answer:
         """The patients nearest to that of {"row"}, with each slice's match; {"share"} 0 and 1 leave out a path."""
@@ -237,9 +231,7 @@ class Room:
         question = Question.of({"anatomy": {"row": row}, "lesion": {"row": row}, "share": request.get("share", 0.5)})
         rows = self._archive.slices_of(row)
         pictures = self._pictures.pictures([{"row": int(row)} for row in rows])
-        shares = {"normal": 1 - question.share, "abnormal": question.share}
-        parts = [_stacked(pictures, path) for path in PATHS if shares[path]]
-        queries = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        queries = _query(pictures, question.paths)
         hits = self._bank.search_patients(
             queries, heights=self._bank.heights[rows], k=PATIENTS, exclude=[str(self._bank.rows["patient_id"][row])],
         )
@@ -262,16 +254,12 @@ def _of_path(queries: Queries, path: str) -> Queries:
     return Queries(tuple(example for example in queries.examples if example.path == path))
 
 
-def _query(picture: Picture, path: str) -> Queries:
-    if picture.decomposition is None:
-        return codes(**{path: picture.indices[path][None]})
-    return latents(**{path: getattr(picture.decomposition, f"z_e_{path}")[None]})
-
-
-def _stacked(pictures: list[Picture], path: str) -> Queries:
+def _query(pictures: Sequence[Picture], paths: Sequence[str]) -> Queries:
+    """One query a picture: what the network says of it, or its codes where these alone are at hand."""
     if any(picture.decomposition is None for picture in pictures):
-        return codes(**{path: np.stack([picture.indices[path] for picture in pictures])})
-    return latents(**{path: np.stack([getattr(picture.decomposition, f"z_e_{path}") for picture in pictures])})
+        return codes(**{path: np.stack([picture.indices[path] for picture in pictures]) for path in paths})
+    return latents(**{path: np.stack([getattr(picture.decomposition, f"z_e_{path}") for picture in pictures])
+                      for path in paths})
 
 
 def _plane(image: np.ndarray) -> np.ndarray:

@@ -93,6 +93,16 @@ def test_a_folder_holds_one_map_a_patient(tmp_path):
         source.file("P2")
 
 
+def test_maps_of_no_patient_are_named(tmp_path, brats, capsys):
+    patients = sorted(path.name for path in brats.iterdir())
+    for name in (*patients, "P5"):
+        save(tmp_path / "maps" / f"{name}.nii.gz", halves(1, 2))
+    prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 64, "--anatomy", tmp_path / "maps",
+            "--anatomy_scheme", "six")
+    assert f"--anatomy {tmp_path / 'maps'}: 1 files are of no patient, first P5.nii.gz" in capsys.readouterr().err
+    assert manifest(tmp_path / "out")["source"]["left_out_anatomy"] == ["P5.nii.gz"]
+
+
 def test_records_hold_the_regions(tmp_path, brats):
     atlas = save(tmp_path / "atlas.nii.gz", halves(1, 2))
     prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 64, "--anatomy", atlas,

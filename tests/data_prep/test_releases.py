@@ -155,10 +155,11 @@ def test_only_names_of_releases_end_with_a_visit(tmp_path):
                         "BraTS-MET-00007-001": "BraTS-MET-00007"}
 
 
-def test_a_label_map_that_nobody_needs_is_refused(tmp_path, brats):
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_label_map_that_nobody_needs_is_refused(tmp_path, brats, on_error):
     for flag in ("1:2,2:1", "4:0"):
         with pytest.raises(UserError, match="--label_map=.:.: the releases found here name label . themselves"):
-            prepare("brats", "--src", brats, "--out", tmp_path / "out", f"--label_map={flag}")
+            prepare("brats", "--src", brats, "--out", tmp_path / "out", f"--label_map={flag}", f"--on_error={on_error}")
 
 
 def test_the_cures_of_messages_keep_the_labels(tmp_path, brats):

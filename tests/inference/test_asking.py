@@ -18,13 +18,14 @@ from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.inference import query as module
 from decomp_jax.inference import sheet
-from decomp_jax.inference.asking import AWAY, Question
+from decomp_jax.inference.asking import Question
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import contact_sheet
 from decomp_jax.inference.drawing import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.scan import prepare_scan
 from decomp_jax.retrieval import CodeBank
+from decomp_jax.retrieval.queries import AWAY
 from tests.conftest import ROOT, run_python
 
 MODEL = ROOT / "models" / "phantom64"

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brute_force import ANY_QUERIES, assert_nearest, make_any_queries, make_bank, make_queries
+from brute_force import ANY_QUERIES, assert_nearest, distances, make_any_queries, make_bank, make_queries
 
 from decomp_jax.errors import UserError
-from decomp_jax.retrieval import CodeBank, codes, latents
+from decomp_jax.retrieval import CodeBank, by_examples, codes, latents
 
 
 @pytest.fixture(scope="module", params=["duplicates", "sparse"])
@@ -35,6 +35,19 @@ def test_weights_of_any_kind_of_number() -> None:
     for weighted in (queries * weights, jnp.asarray(weights) * queries, queries * weights.astype(np.float32)[None],
                      0.5 * (2 * weights * queries)):
         np.testing.assert_array_equal(bank.search(weighted, k=5).rows, expected.rows)
+
+
+def test_examples_and_counter_examples(bank: CodeBank) -> None:
+    """The mean of two less half the mean of two others, each path for itself; one example has no anatomy."""
+    asked = [make_queries(bank, 3, seed=seed) for seed in range(4)]
+    like = [codes(**asked[0]), codes(abnormal=asked[1]["abnormal"])]
+    queries = by_examples(like, [codes(**one) for one in asked[2:]], weight=0.3)
+    normal, abnormal = ([distances(bank, {path: one[path]}) for one in asked] for path in ("normal", "abnormal"))
+    expected = (1.4 * (normal[0] - 0.5 * np.mean(normal[2:], 0))
+                + 0.6 * (np.mean(abnormal[:2], 0) - 0.5 * np.mean(abnormal[2:], 0)))
+    assert_nearest(bank, bank.search(queries, k=10), expected, k=10)
+    alone = by_examples([codes(normal=asked[0]["normal"])], weight=0.3)
+    assert_nearest(bank, bank.search(alone, k=10), normal[0], k=10)
 
 
 def test_codes_without_table_of_their_own_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,9 @@ def test_the_anatomy_of_one_with_the_lesion_of_another(
 ) -> None:
     images, bank = heads["reference"].fields["image"], reference.bank
     answer = room.ask({"anatomy": {"row": 3}, "lesion": {"row": 20}, "share": share, "k": 7})
-    cells = ((1 - share) * tables(decomposer, bank, images[3])["normal"]
-             + share * tables(decomposer, bank, images[20])["abnormal"])
-    own = {0: ["r0"], 0.3: ["r0", "r3"], 1: ["r3"]}[share]
+    anatomy, lesion, own = {0: (1, 0, ["r0"]), 0.3: (1.4, 0.6, ["r0", "r3"]), 1: (0, 1, ["r3"])}[share]
+    cells = (anatomy * tables(decomposer, bank, images[3])["normal"]
+             + lesion * tables(decomposer, bank, images[20])["abnormal"])
     check(answer, cells, without=np.isin(bank.rows["patient_id"], own), k=7)
     row = answer.data["rows"][0]
     assert answer.data["about"][0] == {
@@ -93,7 +93,7 @@ def test_a_drawing_is_asked_with(
     labels = np.repeat(drawing[::2], drawing[1::2]).reshape(SIZE, SIZE)
     points = bank.abnormal_codebook.astype(float)[bank.abnormal_indices] - share_of_cells(decomposer, labels)
     cells = (points**2).sum(-1) + tables(decomposer, bank, heads["reference"].fields["image"][8])["normal"]
-    check(answer, cells / 2, without=bank.rows["patient_id"] == "r1", k=8)
+    check(answer, cells, without=bank.rows["patient_id"] == "r1", k=8)
 
 
 def test_one_slice_of_each_patient(room: Room) -> None:
