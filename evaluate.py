@@ -159,8 +159,9 @@ def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     command = commands.add_parser("export", help="write the network, without its optimiser, and a model card")
     command.add_argument("--workdir", type=Path, required=True, help="the run: its newest checkpoint is used")
     command.add_argument("--data", type=Path, required=True, help="the data set it was trained on")
-    command.add_argument("--report", type=Path, required=True,
-                         help="a report of it, whose numbers the model card takes")
+    command.add_argument("--report", type=Path, required=True, action="append", dest="reports",
+                         help="a report of it, whose numbers the model card takes; may be repeated. Of the first one it "
+                              "takes the pictures of failures, too")
     command.add_argument("--out", type=Path, required=True,
                          help="directory to be made; stands for a run wherever one is read")
     return command

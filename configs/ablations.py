@@ -15,6 +15,8 @@ TERMS = (
     "soft_dice", "cross_entropy", "reconstruction_minus", "reconstruction_plus", "residual",
 )
 
+SCANNER = {"contrast": 0.3, "bias": 0.1, "sharpness": 0.5, "noise": 0.03}
+
 ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"no_{name}": {f"objective.{name}.weight": 0.0} for name in TERMS},
     "no_nothing_code": {
@@ -27,6 +29,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "shared_encoder": {"model.own_blocks": 0},
     "no_transplant": {"augment.transplant": 0.0},
     "no_intensity": {"augment.intensity": 0.0},
+    "scanner": {f"augment.{name}": value for name, value in SCANNER.items()},
+    **{f"scanner_{name}": {f"augment.{name}": value} for name, value in SCANNER.items()},
     "rotation": {"augment.rotation": 12.0, "augment.scale": 0.12},
     "no_revival": {"model.revive_below": 0.0},
     "no_warmup": {"train.warmup_steps": 0},

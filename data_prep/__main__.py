@@ -30,10 +30,12 @@ def make_phantom(flags: argparse.Namespace) -> None:
             seed=flags.seed,
             growing=flags.shard is not None,
         ),
-        prepare=functools.partial(phantom.prepare, seed=flags.seed, size=flags.size),
+        prepare=functools.partial(
+            phantom.prepare, seed=flags.seed, size=flags.size, domain=phantom.DOMAINS[flags.domain]
+        ),
         workers=flags.workers,
         on_error="stop",
-        source={"seed": flags.seed},
+        source={"seed": flags.seed, "domain": flags.domain},
         shard=flags.shard,
     )
 
@@ -295,6 +297,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--patients", type=positive, default=200, metavar="N", help="default: %(default)s")
     command.add_argument("--size", type=int, default=64, choices=(64, 128, 256),
                          help="side of the images in pixels (default: %(default)s)")
+    command.add_argument("--domain", choices=tuple(phantom.DOMAINS), default="plain",
+                         help="plain: clean scans of one kind; wide: of any scanner and preparation, to train networks "
+                              "that are to meet real scans")
 
     command = commands.add_parser("brats", parents=[common, real, scans],
                                   help="BraTS releases since 2017, as they come")

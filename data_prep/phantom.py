@@ -25,14 +25,63 @@ from decomp_jax.preparation.field import field_mean, field_nearest
 
 WINDOW_MM = (152, 208, 160)  # a brain fits into it; the middle of the 256 mm field
 SLICE_MM = 4
-LESION_SHARE = 0.7  # of the stored slices
-MIN_BRAIN_MM2 = 1000  # slices with less brain are not stored
 
 NCR, ED, ET = (1 + GLIOMA_CLASSES.index(name) for name in ("NCR", "ED", "ET"))
 CEREBRUM, CEREBELLUM, VENTRICLES = (
     [1 + ANATOMY_CLASSES.index(f"{side} {name}") for side in ("left", "right")]
     for name in ("cerebrum", "cerebellum", "ventricle")
 )
+
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """What scans are drawn from: scanners, contrast agents and preparations, grey matter's signal being 1.
+
+    Attributes:
+        lesion_share: of the stored slices.
+        least_brain: mm^2; slices with less brain are not stored.
+        white, fluid: signals.
+        vessel: above white matter.
+        ring: of enhancing tumour, in white matters.
+        necrosis, filled: of a core that enhances and of one that doesn't, from 0 as fluid to 1 as white matter.
+        oedema: relative loss.
+        bias: deviation of the bias field's log.
+        blur: deviation, mm in plane.
+        noise: deviation, of a mean over 1 mm^2.
+        sinus: thickness of enhancing patches at the brain's surface, mm.
+        imperfect: whether skull-stripping may leave some of the skull and take some of the brain, fields of view be
+            cut, slices be thick and noise be correlated, and whether lesions blur beyond their labels.
+    """
+
+    lesion_share: float = 0.7
+    least_brain: float = 1000
+    white: Range = (1.08, 1.35)
+    fluid: Range = (0.3, 0.6)
+    vessel: Range = (0.5, 1.6)
+    ring: Range = (1.25, 1.9)
+    necrosis: Range = (0.2, 0.6)
+    filled: Range = (0.55, 0.8)
+    oedema: Range = (0.18, 0.35)
+    bias: Range = (0.03, 0.1)
+    blur: Range = (0.3, 0.9)
+    noise: Range = (0.01, 0.03)
+    sinus: Range = (1, 1)
+    imperfect: bool = False
+
+
+# `plain` are clean scans of one kind. `wide` is to hold scans of any scanner: wider than the field's, so that a network
+# trained on it has to go by shape.
+DOMAINS = {
+    "plain": Domain(),
+    "wide": Domain(
+        lesion_share=0.5, least_brain=60, white=(1.02, 1.6), fluid=(0.15, 0.75), vessel=(0.2, 3.5), ring=(1.1, 2.4),
+        necrosis=(0.05, 0.9), filled=(0.3, 0.95), oedema=(0.07, 0.45), bias=(0.03, 0.3), blur=(0.3, 1.8),
+        noise=(0.005, 0.06), sinus=(1, 4), imperfect=True,
+    ),
+}
 
 
 def settings(size: int) -> Settings:
@@ -45,10 +94,10 @@ def patient_ids(n: int) -> list[str]:
     return [f"phantom-{i:04d}" for i in range(1, n + 1)]
 
 
-def prepare(patient_id: str, *, seed: int, size: int) -> PatientSlices:
+def prepare(patient_id: str, *, seed: int, size: int, domain: Domain = DOMAINS["plain"]) -> PatientSlices:
     """A patient's slices, 4 mm apart, a pure function of the arguments.
 
-    All slices with lesion are stored, and as many others, of every height, as make `LESION_SHARE`. `position_mm` is the
+    All slices with lesion are stored, and as many others, of every height, as make the domain's share. `position_mm` is the
     mean height in MNI152 space of the brain that a slice shows, so that it compares between patients.
     """
     rng = np.random.default_rng([seed, *hashlib.sha256(patient_id.encode()).digest()])
@@ -56,35 +105,43 @@ def prepare(patient_id: str, *, seed: int, size: int) -> PatientSlices:
     pixel = (grid.spacing, grid.spacing)
     shown, foci = _shape(rng)
     head = _head(rng, grid, shown)
-    contrast = _contrast(rng)
+    contrast = _contrast(rng, domain)
     lesion = _lesion(rng, grid, foci, head, contrast)
-    healthy = _healthy_signal(rng, grid, head, contrast)
+    healthy = _healthy_signal(rng, grid, head, contrast, domain)
     image = _lesion_signal(rng, grid, healthy, lesion, contrast)
+    foreground, (image, healthy) = _stripped(rng, grid, head, foci[0], domain, image, healthy)
 
-    label = field_nearest(lesion.label, pixel, size)
-    shown_mm2 = np.count_nonzero(head.brain, axis=(1, 2)) * grid.spacing**2
-    height = np.sum(head.height, axis=(1, 2), where=head.brain) * grid.spacing**2 / np.maximum(shown_mm2, 1)
-    planes = _planes(rng, height, has_lesion=label.any(axis=(1, 2)), has_brain=shown_mm2 >= MIN_BRAIN_MM2)
-    scans = _scaled(*_acquired(rng, grid, image, healthy), head.brain)
+    label = field_nearest(lesion.label * foreground, pixel, size)
+    brain = head.brain & foreground
+    shown_mm2 = np.count_nonzero(brain, axis=(1, 2)) * grid.spacing**2
+    height = np.sum(head.height, axis=(1, 2), where=brain) * grid.spacing**2 / np.maximum(shown_mm2, 1)
+    planes = _planes(rng, height, label.any(axis=(1, 2)), shown_mm2 >= domain.least_brain, domain.lesion_share)
+    scans = _scaled(*_acquired(rng, grid, domain, image, healthy), foreground)
     image, healthy = (field_mean(scan[planes], pixel, size).astype(np.float16)[..., None] for scan in scans)
     label = label[planes]
+    # Pixels at the label's edge mix both: beside a lesion one of the two has to take the other's.
+    lesion = label[..., None] > 0
+    if domain.imperfect:
+        healthy = np.where(lesion, healthy, image)
+    else:
+        image = np.where(lesion, image, healthy)
     return PatientSlices(
         patient_id=patient_id,
-        image=np.where(label[..., None] > 0, image, healthy),  # pixels at the label's edge mix both
+        image=image,
         label=label,
         slice_index=planes.astype(np.int32),
         position_mm=height[planes].astype(np.float32),
-        anatomy=field_nearest(head.regions[planes], pixel, size),
+        anatomy=field_nearest((head.regions * brain)[planes], pixel, size),
         healthy=healthy,
     )
 
 
 def _planes(
-    rng: np.random.Generator, height: np.ndarray, *, has_lesion: np.ndarray, has_brain: np.ndarray
+    rng: np.random.Generator, height: np.ndarray, has_lesion: np.ndarray, has_brain: np.ndarray, lesion_share: float
 ) -> np.ndarray:
     """The planes to store: see `prepare`."""
     with_lesion, without = np.flatnonzero(has_brain & has_lesion), np.flatnonzero(has_brain & ~has_lesion)
-    n = min(len(without), round(len(with_lesion) * (1 / LESION_SHARE - 1)))
+    n = min(len(without), round(len(with_lesion) * (1 / lesion_share - 1)))
     # Drawn without replacement, by Gumbel's trick; more from mid height, which most lesions reach.
     keys = rng.gumbel(size=len(without)) - np.abs(height[without] - 15) / 30
     return np.sort(np.concatenate([with_lesion, without[np.argsort(-keys)[:n]]]))
@@ -272,16 +329,16 @@ class Contrast:
     oedema: float  # relative loss
 
 
-def _contrast(rng: np.random.Generator) -> Contrast:
-    white, fluid, enhancing = rng.uniform(1.08, 1.35), rng.uniform(0.3, 0.6), rng.random() > 0.12
+def _contrast(rng: np.random.Generator, domain: Domain) -> Contrast:
+    white, fluid, enhancing = rng.uniform(*domain.white), rng.uniform(*domain.fluid), rng.random() > 0.12
     return Contrast(
         white=white,
         fluid=fluid,
-        vessel=white + rng.uniform(0.5, 1.6),
+        vessel=white + rng.uniform(*domain.vessel),
         enhancing=enhancing,
-        ring=white * rng.uniform(1.25, 1.9),
-        necrosis=fluid + (white - fluid) * (rng.uniform(0.2, 0.6) if enhancing else rng.uniform(0.55, 0.8)),
-        oedema=rng.uniform(0.18, 0.35),
+        ring=white * rng.uniform(*domain.ring),
+        necrosis=fluid + (white - fluid) * rng.uniform(*(domain.necrosis if enhancing else domain.filled)),
+        oedema=rng.uniform(*domain.oedema),
     )
 
 
@@ -337,7 +394,9 @@ def _oedema_level(
 # ---------------------------------------------------------------- signal
 
 
-def _healthy_signal(rng: np.random.Generator, grid: Grid, head: Head, contrast: Contrast) -> np.ndarray:
+def _healthy_signal(
+    rng: np.random.Generator, grid: Grid, head: Head, contrast: Contrast, domain: Domain
+) -> np.ndarray:
     near_surface = np.clip((18 - head.depth) / 6, 0, 1)
     t1 = head.t1 + near_surface * (rng.normal(0, 0.03) + 0.05 * grid.noise(rng, 10))  # wider and narrower sulci
     tissue = [contrast.fluid, contrast.fluid + 0.1, 0.95, 1, contrast.white]
@@ -348,7 +407,8 @@ def _healthy_signal(rng: np.random.Generator, grid: Grid, head: Head, contrast: 
     sulci = np.clip((0.66 - t1) / 0.08, 0, 1) * ~np.isin(head.regions, VENTRICLES)
     vessels = np.exp(-course / 0.04) * sulci
     dura = head.dura * rng.uniform(0.4, 1) * np.clip(1 + 0.3 * grid.noise(rng, 12), 0, 1.4)
-    surface = np.clip(1.5 - np.abs(head.depth - 1), 0, 1) * np.clip(grid.noise(rng, 11) - 1, 0, 1)
+    sinus = domain.sinus[0] if domain.sinus[0] == domain.sinus[1] else rng.uniform(*domain.sinus)
+    surface = np.clip(sinus + 0.5 - np.abs(head.depth - sinus), 0, 1) * np.clip(grid.noise(rng, 11) - 1, 0, 1)
     enhancing = np.clip(np.max([vessels, dura, surface], axis=0), 0, 1)
     return signal + (contrast.vessel - signal) * enhancing
 
@@ -362,21 +422,44 @@ def _lesion_signal(
     return signal + (contrast.ring * (1 + 0.16 * texture) - signal) * lesion.ring
 
 
+def _stripped(
+    rng: np.random.Generator, grid: Grid, head: Head, focus: Focus, domain: Domain, *signals: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """What is left of the head, and the signals with what is left of the skull."""
+    if not domain.imperfect:
+        return head.brain, list(signals)
+    reach = rng.uniform(0, 7) * np.clip(grid.noise(rng, 25) + rng.uniform(-1.5, 0.5), 0, 1)
+    remains = (head.depth <= 0) & (head.depth > -reach)
+    marrow = np.exp(rng.normal(0, 0.6) + rng.uniform(0.2, 0.7) * grid.noise(rng, 8))
+    taken = rng.uniform(0, 6) * np.clip(grid.noise(rng, 25) + rng.uniform(-2, 0), 0, 1)
+    kept = head.brain & (head.depth > taken) | remains
+    if rng.random() < 0.2:  # cut by a plane, mostly from above or below, on the side where the tumour isn't
+        normal = rng.normal(0, (1, 0.25, 0.15)).astype(np.float32)
+        along = np.einsum("i,i...->...", normal, grid.points)
+        towards = np.sign(normal @ focus.centre - np.median(along[head.brain]))
+        kept &= towards * along > np.quantile(towards * along[head.brain], rng.uniform(0, 0.25))
+    return kept, [np.where(remains, marrow, signal) for signal in signals]
+
+
 def _acquired(
-    rng: np.random.Generator, grid: Grid, image: np.ndarray, healthy: np.ndarray
+    rng: np.random.Generator, grid: Grid, domain: Domain, image: np.ndarray, healthy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both signals as magnitude images, under the same bias field, resolution and noise."""
-    bias = np.exp(rng.uniform(0.03, 0.1) * grid.noise(rng, 80))
-    blur = np.array([0, 1, 1]) * rng.uniform(0.3, 0.9) / grid.spacing
-    sigma = rng.uniform(0.01, 0.03) / grid.spacing  # of a mean over spacing^2 mm^2
+    bias = np.exp(rng.uniform(*domain.bias) * grid.noise(rng, 80))
+    blur = np.array([0, 1, 1]) * rng.uniform(*domain.blur) / grid.spacing
+    sigma = rng.uniform(*domain.noise) / grid.spacing  # of a mean over spacing^2 mm^2
     real, imaginary = sigma * rng.standard_normal((2, *image.shape), dtype=np.float32)
+    if domain.imperfect:
+        thick = rng.choice([0, 0, 0.3, 0.7]) * rng.random()  # slices
+        blur = blur * np.exp(rng.normal(0, 0.25, 3)) + [thick, 0, 0]
+        real += rng.uniform(0, 0.04) * grid.noise(rng, 4)
     seen = (ndimage.gaussian_filter(signal * bias, blur) for signal in (image, healthy))
     return tuple(np.hypot(signal + real, imaginary) for signal in seen)
 
 
-def _scaled(image: np.ndarray, healthy: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in [0,1] as `preparation.intensity.scale_intensity` maps the image; 0 outside the brain."""
+def _scaled(image: np.ndarray, healthy: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in [0,1] as `preparation.intensity.scale_intensity` maps the image; 0 outside the foreground."""
     low, high = INTENSITY_CLIP
-    mean, std = image[brain].mean(dtype=np.float64), image[brain].std(dtype=np.float64)
+    mean, std = image[foreground].mean(dtype=np.float64), image[foreground].std(dtype=np.float64)
     scores = ((scan - mean) / std for scan in (image, healthy))
-    return tuple(np.where(brain, (np.clip(z, low, high) - low) / (high - low), 0).astype(np.float32) for z in scores)
+    return tuple(np.where(foreground, (np.clip(z, low, high) - low) / (high - low), 0).astype(np.float32) for z in scores)

@@ -44,6 +44,10 @@ RANGES = {
     "augment.least_pasted": (0, 1),
     "augment.opacity": (0, 1),
     "augment.intensity": (0, 5),
+    "augment.contrast": (0, 5),
+    "augment.bias": (0, 5),
+    "augment.sharpness": (0, 1),
+    "augment.noise": (0, 1),
     "data.read_threads": (1, 1024),
     "data.prefetch": (1, 1024),
     "train.steps": (1, LARGE),
@@ -218,6 +222,10 @@ class AugmentConfig:
         least_pasted: share of the image that a pasted lesion must cover, else nothing is pasted.
         opacity: least share that a pasted lesion has of a pixel; the rest is what was there.
         intensity: largest log of the gamma applied to the input (the targets keep their intensities).
+        contrast: of the input, too: largest log of the factor by which pixels differ from the mean of the body.
+        bias: deviation of the log of a smooth field that multiplies it.
+        sharpness: largest share of means over 3x3 pixels in it; half as much is taken away from other images.
+        noise: largest deviation of the noise added to it.
     """
 
     flip: float = 0.5
@@ -228,6 +236,10 @@ class AugmentConfig:
     least_pasted: float = 6 / 64**2
     opacity: float = 0.6
     intensity: float = 0.25
+    contrast: float = 0.0
+    bias: float = 0.0
+    sharpness: float = 0.0
+    noise: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,7 @@ def test_an_exported_run_is_the_run(work, phantom, tmp_path):
     card = (out / "README.md").read_text()
     report = json.loads((work / "report" / "metrics.json").read_text())
     assert f"{report['retrieval']['abnormal']['abnormal']['dice@5']['mean']:.3f}" in card and "seed=3" in card
+    assert (out / "failures.png").read_bytes() == (work / "report" / "figures" / "failures.png").read_bytes()
     assert str(phantom) not in (out / "meta.json").read_text()
     again = run_python("evaluate.py", *command)
     assert again.returncode == 2 and "exists already" in again.stderr

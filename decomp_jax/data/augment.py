@@ -146,6 +146,22 @@ def random_intensity(key: PRNGKeyArray, image: Float[Array, "b s s c"], strength
     return jnp.where(image > 0, jnp.clip(image, 1e-6, 1.0) ** gamma, 0.0)
 
 
+def random_scanner(key: PRNGKeyArray, image: Float[Array, "b s s c"], config: AugmentConfig) -> Float[Array, "b s s c"]:
+    """Contrast, bias field, sharpness and noise of another scanner, an image each; the background stays 0."""
+    contrast_key, bias_key, sharpness_key, noise_key = jax.random.split(key, 4)
+    n, size, _, channels = image.shape
+    mean = _foreground_mean(image, config.foreground)
+    contrast = jnp.exp(config.contrast * jax.random.uniform(contrast_key, (n, 1, 1, channels), minval=-1.0))
+    coarse = config.bias * jax.random.normal(bias_key, (n, 4, 4, channels))
+    bias = jnp.exp(jax.image.resize(coarse, (n, size, size, channels), "cubic"))
+    changed = jnp.maximum(mean + contrast * (image - mean), 0) * bias
+    share = config.sharpness * jax.random.uniform(sharpness_key, (n, 1, 1, 1), minval=-0.5)
+    changed += share * (jnp.moveaxis(jax.vmap(_blur3)(jnp.moveaxis(changed, 3, 0)), 0, 3) - changed)
+    sigma_key, noise_key = jax.random.split(noise_key)
+    changed += config.noise * jax.random.uniform(sigma_key, (n, 1, 1, 1)) * jax.random.normal(noise_key, image.shape)
+    return jnp.where(image > 0, jnp.clip(changed, 1e-6, 1.0), 0.0)
+
+
 def augment(key: PRNGKeyArray, batch: Batch, config: AugmentConfig) -> tuple[Float[Array, "b s s c"], Targets]:
     """The network's input and what its outputs are held to."""
     geometry_key, transplant_key, intensity_key = jax.random.split(key, 3)
@@ -155,4 +171,6 @@ def augment(key: PRNGKeyArray, batch: Batch, config: AugmentConfig) -> tuple[Flo
     else:
         targets = Targets(moved["image"], moved["label"], moved["image"], moved["label"])
     image = random_intensity(intensity_key, targets.image, config.intensity) if config.intensity else targets.image
+    if config.contrast or config.bias or config.sharpness or config.noise:
+        image = random_scanner(jax.random.fold_in(intensity_key, 0), image, config)
     return image, targets

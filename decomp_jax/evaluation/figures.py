@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,6 +20,7 @@ from decomp_jax.inference.display import (
 
 HITS = 5  # shown beside a query
 EXAMPLES = 7  # slices with a lesion, of the decompositions
+FAILURES = 4  # slices of either kind
 QUANTILES = (0.8, 0.5, 0.2)  # of Dice@5: the queries shown do well, middling and badly
 
 
@@ -121,6 +122,19 @@ def choose_examples(query: SliceSet) -> Integer[np.ndarray, "n"]:
     order = np.flatnonzero(query.lesion)[np.argsort(-area[query.lesion], kind="stable")]
     steps = np.unique(np.linspace(0.03 * len(order), 0.8 * len(order) - 1, EXAMPLES).astype(int).clip(0))
     return np.concatenate([order[steps] if len(order) else order, np.flatnonzero(~query.lesion)[:1]]).astype(int)
+
+
+def choose_failures(query: SliceSet) -> Integer[np.ndarray, "n"]:
+    """The largest lesions drawn where there is none, and the largest of which nothing is drawn; one a patient of each."""
+    drawn = np.where(query.lesion, 0, query.predicted_area)
+    missed = np.where(query.predicted_area > 0, 0, query.lesion_area)
+    return np.concatenate([_largest(values, query.rows["patient_id"]) for values in (drawn, missed)])
+
+
+def _largest(values: Float[np.ndarray, "n"], patients: Shaped[np.ndarray, "n"]) -> Integer[np.ndarray, "k"]:
+    order = np.argsort(-values, kind="stable")[: np.count_nonzero(values)]
+    firsts = np.sort(np.unique(patients[order], return_index=True)[1])
+    return order[firsts[:FAILURES]]
 
 
 def decomposition_figure(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Integer
 from matplotlib.figure import Figure
 
 from decomp_jax.data.records import SliceDataset, read_manifest
@@ -89,7 +90,7 @@ def _write(
         write_page(file, plain, files, config, search.methods, patients.methods(search))
 
 
-def measure(search: Search) -> tuple[Table, dict[str, Figure]]:
+def measure(search: Search) -> tuple[Table, dict[str, Figure | None]]:
     """All tables and figures of the report but the training curves."""
     query, reference, settings, decomposer = search.query, search.reference, search.settings, search.decomposer
     slice_scores = scores.score(search, rankers(search))
@@ -123,7 +124,8 @@ def measure(search: Search) -> tuple[Table, dict[str, Figure]]:
     }
     drawn = {
         "retrieval": figures.retrieval_figure(search, slice_scores, mixed),
-        "decomposition": _decomposition_figure(decomposer, query),
+        "decomposition": _decomposition_figure(decomposer, query, figures.choose_examples(query)),
+        "failures": _decomposition_figure(decomposer, query, figures.choose_failures(query)),
         "codebooks": figures.codebook_figure(reference),
     }
     if metrics["retrieval"]:
@@ -131,8 +133,12 @@ def measure(search: Search) -> tuple[Table, dict[str, Figure]]:
     return metrics, drawn
 
 
-def _decomposition_figure(decomposer: Decomposer, query: SliceSet) -> Figure:
-    chosen, settings = figures.choose_examples(query), query.dataset.settings
+def _decomposition_figure(
+    decomposer: Decomposer, query: SliceSet, chosen: Integer[np.ndarray, "n"]
+) -> Figure | None:
+    if not len(chosen):
+        return None
+    settings = query.dataset.settings
     fields = ("image", "healthy") if settings.healthy else ("image",)
     images = query.dataset.stack(fields, query.positions[chosen])
     return figures.decomposition_figure(query, chosen, images, decompose(decomposer, images["image"]), settings)

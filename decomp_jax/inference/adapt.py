@@ -56,4 +56,4 @@ def adapt(workdir: str | Path, data: str | Path, out: str | Path, *, splits: Seq
         }
         meta["config"]["data"]["dir"] = ""  # a path of this machine
         write_exported(folder, state, meta)
-        (folder / CARD).write_text(model_card(Path(out).name, meta, None))
+        (folder / CARD).write_text(model_card(Path(out).name, meta))

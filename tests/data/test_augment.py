@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from decomp_jax.config import AugmentConfig
-from decomp_jax.data.augment import augment, random_geometry, random_intensity, transplant
+from decomp_jax.data.augment import augment, random_geometry, random_intensity, random_scanner, transplant
 
 STILL = AugmentConfig(flip=0.0, rotation=0.0, scale=0.0, transplant=0.0)
 RNG = np.random.default_rng(0)
@@ -133,6 +134,45 @@ def test_intensity_keeps_background_and_order(batch):
     assert (changed[image == 0] == 0).all() and not jnp.allclose(changed, image)
     order = np.argsort(np.asarray(image[1]).ravel(), kind="stable")
     assert (np.diff(np.asarray(changed[1]).ravel()[order]) >= -1e-6).all()
+
+
+SCANNERS = {"contrast": 0.4, "bias": 0.2, "sharpness": 0.5, "noise": 0.1}
+
+
+@pytest.mark.parametrize("name", SCANNERS)
+def test_another_scanner_changes_the_body_alone(batch, name):
+    config = dataclasses.replace(STILL, intensity=0.0, **{name: SCANNERS[name]})
+    image, targets = augment(jax.random.key(3), {key: batch[key] for key in ("image", "label")}, config)
+    body = np.asarray(batch["image"]) > 0
+    np.testing.assert_array_equal(targets.image, batch["image"])
+    assert (np.asarray(image)[~body] == 0).all() and image.min() >= 0 and image.max() <= 1
+    change = np.abs(image - targets.image)
+    assert all(change[i][body[i]].mean() > 1e-3 for i in range(len(body)))
+
+
+def test_contrast_keeps_the_mean_and_scales_the_rest(batch):
+    body = np.asarray(batch["image"]) > AugmentConfig().foreground
+    image = jnp.where(body, 0.4 + 0.2 * batch["image"], 0)
+    changed = np.asarray(random_scanner(jax.random.key(0), image, dataclasses.replace(STILL, contrast=0.4)))
+    for before, after, inside in zip(np.asarray(image), changed, body):
+        np.testing.assert_allclose(after[inside].mean(), before[inside].mean(), rtol=1e-4)
+        factors = (after[inside] - after[inside].mean()) / (before[inside] - before[inside].mean())
+        assert abs(np.log(np.median(factors))) <= 0.4
+        np.testing.assert_allclose(after[inside], before[inside].mean() + np.median(factors) * (before[inside] - before[inside].mean()), atol=1e-4)
+
+
+def test_bias_is_smooth_and_sharpness_is_a_mean_of_neighbours(batch):
+    flat = jnp.full((4, 32, 32, 1), 0.5)
+    bias = np.asarray(random_scanner(jax.random.key(1), flat, dataclasses.replace(STILL, bias=0.2))) / 0.5
+    assert np.log(bias).std() > 0.05 and max(np.abs(np.diff(np.log(bias), axis=axis)).max() for axis in (1, 2)) < 0.15
+    inner = np.asarray(batch["image"])[:, 8:24, 8:24, 0]
+    means = ndimage.uniform_filter(inner, (0, 3, 3))[:, 1:-1, 1:-1]
+    changed = np.asarray(random_scanner(jax.random.key(2), jnp.asarray(inner[..., None]), dataclasses.replace(STILL, sharpness=0.5)))[:, 1:-1, 1:-1, 0]
+    share = (changed - inner[:, 1:-1, 1:-1]) / (means - inner[:, 1:-1, 1:-1])
+    for values in share:
+        np.testing.assert_allclose(values, np.median(values), atol=2e-2)
+        assert -0.25 <= np.median(values) <= 0.5
+    assert np.ptp([np.median(values) for values in share]) > 0.05
 
 
 def test_a_key_gives_the_same_batch_again(batch):

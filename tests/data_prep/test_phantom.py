@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from data_prep.slices import PatientSlices
 from decomp_jax.data.schema import ANATOMY_CLASSES
 from decomp_jax.preparation.intensity import scale_intensity
 
+Prepare = Callable[[str], PatientSlices]
+
 SIZE = 64
 PATIENTS = phantom.patient_ids(12)
 prepared = functools.cache(functools.partial(phantom.prepare, seed=3, size=SIZE))
+wide = functools.cache(functools.partial(phantom.prepare, seed=3, size=SIZE, domain=phantom.DOMAINS["wide"]))
 
 
 def _values(patient: PatientSlices, name: str) -> np.ndarray:
@@ -68,9 +72,11 @@ def test_shapes_types_and_ranges(patient_id: str) -> None:
     assert (np.diff(patient.slice_index) > 0).all() and (np.diff(patient.position_mm) > 2).all()
 
 
+@pytest.mark.parametrize("prepare", [prepared, wide])
 @pytest.mark.parametrize("patient_id", PATIENTS)
-def test_twin_is_the_image_outside_the_lesion_alone(patient_id: str) -> None:
-    patient = prepared(patient_id)
+def test_twin_is_the_image_outside_the_lesion_alone(patient_id: str, prepare: Prepare) -> None:
+    patient = prepare(patient_id)
+    assert patient.label.any()
     same = patient.image == patient.healthy
     assert same[patient.label == 0].all()
     assert same[patient.label > 0].mean() < 0.1
@@ -88,8 +94,32 @@ def test_background_is_empty_and_labels_lie_in_the_brain() -> None:
 
 def test_lesion_share() -> None:
     has_lesion = _labels().any(axis=(1, 2))
-    assert abs(has_lesion.mean() - phantom.LESION_SHARE) < 0.05
+    assert abs(has_lesion.mean() - phantom.DOMAINS["plain"].lesion_share) < 0.05
     assert 10 * len(PATIENTS) < len(has_lesion) < 38 * len(PATIENTS)
+
+
+def test_the_wide_domain_has_slices_of_every_amount_of_brain_and_half_of_them_without_a_lesion() -> None:
+    areas, shares = zip(*((p.anatomy.astype(bool).sum((1, 2)), p.label.any((1, 2)).mean()) for p in map(wide, PATIENTS)))
+    least = min(np.count_nonzero(area) for slices in map(prepared, PATIENTS) for area in slices.anatomy)
+    assert min(map(np.min, areas)) < least / 2 and abs(np.mean(shares) - 0.5) < 0.1
+
+
+def test_vessels_and_sinuses_of_the_wide_domain_differ_more_between_patients() -> None:
+    def spread(prepare: Prepare) -> float:
+        images = [_values(prepare(patient_id), "image") for patient_id in PATIENTS]
+        return np.std([np.percentile(image[image > 0], 97) for image in images])
+
+    assert spread(wide) > 1.3 * spread(prepared)
+
+
+def test_the_wide_domain_leaves_bright_remains_beside_the_brain() -> None:
+    """Which are no lesion, nor of any region."""
+
+    def brightest(prepare: Prepare) -> float:
+        beside = [_values(p, "image")[(p.anatomy == 0) & (p.label == 0) & (p.image[..., 0] > 0)] for p in map(prepare, PATIENTS)]
+        return (np.concatenate(beside) > 0.7).mean()
+
+    assert brightest(wide) > 3 * brightest(prepared)
 
 
 def test_lesion_free_slices_come_from_every_height() -> None:

@@ -98,7 +98,7 @@ def test_page_needs_no_other_file_and_says_what_it_must(written: tuple[Path, dic
     folder, metrics = written
     page = Page((folder / "index.html").read_text())
     figures = {path.stem for path in (folder / "figures").glob("*.png")}
-    assert figures == {"retrieval", "decomposition", "selectivity", "training", "codebooks"}
+    assert figures == {"retrieval", "decomposition", "failures", "selectivity", "training", "codebooks"}
     assert len(page.images) == len(figures)
     assert all(source.startswith("data:image/png;base64,") for source in page.images) and not page.links
     assert "Not a medical device" in page.text

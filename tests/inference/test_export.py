@@ -10,7 +10,7 @@ NONE = {"mean": 0.25, "low": None, "high": None}
 SOME = {"mean": 0.5, "low": 0.4, "high": 0.6}
 
 
-def card(name: str = "model", *, measured: bool = True, **changes: Any) -> str:
+def card(name: str = "model", *, reports: int = 1, failures: str | None = None, **changes: Any) -> str:
     settings = Settings("phantom", 64, lesion_classes=("NCR", "<script>"))
     counts = {"patients": 12, "slices": 1234, "with a lesion": 600}
     data = {"patients": 20, "slices": 2000, "splits": {"train": counts}, "source": {"seed": 3}}
@@ -21,18 +21,34 @@ def card(name: str = "model", *, measured: bool = True, **changes: Any) -> str:
     dice = {"normal": {"dice@5": SOME}, "abnormal": {"dice@5": NONE, "whole_dice@5": NONE}}
     methods = ("normal", "abnormal", "pixel_l2", "random", "oracle_normal", "oracle_abnormal", "oracle_whole")
     metrics = {
-        "protocol": {"queries": counts, "references": counts}, "provenance": {"data_digest": "d" * 64},
-        "retrieval": dict.fromkeys(methods, dice), "abnormality": {}, "counterfactual": {},
+        "protocol": {"queries": counts, "references": counts, "reference split": "reference"},
+        "provenance": {"data_digest": "d" * 64, "settings": settings.to_json()}, "abnormality": {}, "counterfactual": {},
+        "retrieval": dict.fromkeys(methods, dice), "segmentation": {"dice": {"whole lesion": SOME}},
     }
-    return model_card(name, meta | changes, metrics if measured else None)
+    other = metrics | {
+        "protocol": metrics["protocol"] | {"reference split": "others"},
+        "provenance": {"data_digest": "a" * 64, "settings": Settings("brats", 64).to_json()},
+        "segmentation": {"dice": {"whole lesion": NONE}, "lesion-free slices with a finding": SOME},
+    }
+    return model_card(name, meta | changes, [metrics, other][:reports], failures)
 
 
 def test_numbers_have_their_intervals_or_say_why_not() -> None:
     text = card()
     assert "| anatomy Dice@5 by normal code | 0.500 (0.400 to 0.600) | 0.500 (" in text
     assert "0.250 (too few patients)" in text and "None" not in text
-    assert "1,234 slices of 12 patients asked" in text and "held-out patients of the data" in text
+    assert "1,234 slices of 12 patients asked,\n1,234 slices of 12 patients searched." in text
+    assert f"### phantom `{'d' * 16}`: held-out patients of the data" in text
+    assert "| Dice of the lesion that it draws | 0.50 (0.40 to 0.60) | | 1 |" in text and "in which it draws" not in text
     assert "10,000 steps" in text and "from scratch" in text and "commit c0ffee" in text and "seed=3" in text
+
+
+def test_each_report_has_its_table() -> None:
+    first, second = card(reports=2, failures="failures.png").split(f"### brats `{'a' * 16}`: other data")
+    assert "12 patients asked,\neach patient among the others. Means" in second and "searched" not in second
+    assert "in which it draws one | 0.50 (0.40 to 0.60) | | 0 |" in second and "in which it draws one" not in first
+    assert "![Failures" in second and "](failures.png)" in second and f"Where it fails (phantom `{'d' * 16}`)" in second
+    assert "Failures" not in card(reports=2)
 
 
 def test_how_scans_were_prepared_is_said_where_it_is_not_as_ever() -> None:
@@ -57,6 +73,6 @@ def test_names_are_text() -> None:
 
 def test_an_adapted_network_says_to_what_and_that_it_was_not_measured() -> None:
     adapted = {"slices": 1_280, "patients": 9, "splits": ["train", "query"], "data_digest": "a" * 64}
-    text = card(measured=False, adapted_to=adapted)
+    text = card(reports=0, adapted_to=adapted)
     assert f"1,280 slices of\n  9 patients (train, query; digest `{'a' * 16}`)" in text
     assert "\n\n## What was measured\n\nNothing yet" in text and "Dice@5" not in text
