@@ -19,7 +19,7 @@ room: $(DEMO)/banks/reference/bank.json | .venv/serve
 	$(BIN)/python evaluate.py serve --workdir=$(DEMO)/train --bank=$(DEMO)/banks/reference
 
 test: .venv/test
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not long"
+	$(BIN)/python -m pytest -rs -n auto --dist loadfile -m "not long"
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/retrieval.py --write docs/retrieval.md
