@@ -29,7 +29,7 @@ import torch
 from common import spread, write_measured
 from scipy.spatial.distance import cdist
 
-from decomp_jax.retrieval import CodeBank, Queries, codes, latents
+from decomp_jax.retrieval import CodeBank, Queries, codes, latents, relative
 
 CODES, WIDTH, GRID, SLICES = 512, 64, (8, 8), 110
 # Dense float32 codes take 16 KiB each: methods that need them run up to this many.
@@ -331,7 +331,8 @@ def by_queries(bank: CodeBank, rounds: int) -> Iterator[str]:
     def noisy(path: str, indices: np.ndarray) -> Queries:
         book = getattr(sparse, f"{path}_codebook")
         noise = np.random.default_rng(0).normal(size=(*indices.shape, WIDTH)).astype(np.float32)
-        return latents(**{path: book[indices] + 0.1 * noise})
+        there = path == "normal" or indices.any((1, 2))[:, None, None, None]  # as `Decomposer.decompose` gives them
+        return latents(**{path: book[indices] + 0.1 * there * noise})
 
     for count in (1, 64):
         rows = [np.random.default_rng(i).integers(0, len(bank), count) for i in range(rounds + 1)]
@@ -346,6 +347,10 @@ def by_queries(bank: CodeBank, rounds: int) -> Iterator[str]:
                                     lambda i: sparse.search(normal=normal[i]), "1.3"),
             "normal, latents / codes": (lambda i: sparse.search(noisy("normal", normal[i])),
                                         lambda i: sparse.search(normal=normal[i]), ""),
+            "lesion, relative / plain latents": (lambda i: sparse.search(relative(noisy("abnormal", lesion[i]))),
+                                                 lambda i: sparse.search(noisy("abnormal", lesion[i])), ""),
+            "normal, relative / plain latents": (lambda i: sparse.search(relative(noisy("normal", normal[i]))),
+                                                 lambda i: sparse.search(noisy("normal", normal[i])), ""),
             "lesion, latents / codes": (lambda i: sparse.search(noisy("abnormal", lesion[i])),
                                         lambda i: sparse.search(abnormal=lesion[i]), ""),
         }

@@ -44,6 +44,8 @@ class Decomposition:
     Attributes:
         x_plus, x_minus: the image painted with its lesion and without.
         segmentation: probabilities of background and the lesion classes.
+        z_e_abnormal: 0 of images whose code says "nothing" in all cells, so that they ask for such images: what is left
+            of their vectors is noise, which relative distances would take for a lesion.
         abnormality: score of the image, the largest ||z_e_abnormal||^2 of a cell where the network has a "nothing"
             code, else minus the mean distance to the nearest lesion code (equation 3's d); larger is more abnormal.
     """
@@ -174,6 +176,7 @@ class Decomposer:
         z_e, codes = outputs.latents.abnormal, outputs.codes
         if self.config.model.nothing_threshold:
             abnormality = jnp.sum(z_e**2, -1).max((1, 2))
+            z_e = jnp.where((codes.abnormal_indices == 0).all((1, 2))[:, None, None, None], 0, z_e)
         else:
             abnormality = -jnp.sum((z_e - codes.z_q_lesion) ** 2, -1).mean((1, 2))
         return {

@@ -29,6 +29,17 @@ def test_abnormality_is_that_of_the_most_abnormal_cell(decomposer, images):
     np.testing.assert_allclose(output.abnormality, norms.max(1), rtol=1e-5)
 
 
+def test_vectors_of_an_image_in_which_no_cell_is_abnormal_are_0(decomposer, images):
+    plain = decomposer.decompose(images)
+    threshold = float(np.sort(plain.abnormality)[:2].mean())
+    config = CONFIG.replace({"model.nothing_threshold": threshold})
+    output = Decomposer(decomposer._variables, config, SETTINGS, data_digest="", step=1).decompose(images)
+    empty = plain.abnormality <= threshold
+    assert empty.sum() == 1 and (output.abnormal_indices[empty] == 0).all()
+    np.testing.assert_array_equal(output.z_e_abnormal, np.where(empty[:, None, None, None], 0, plain.z_e_abnormal))
+    np.testing.assert_allclose(output.abnormality, plain.abnormality, rtol=1e-6)
+
+
 def test_codes_are_the_nearest_and_the_same_by_either_way(decomposer, images):
     codes, output = decomposer.encode(images), decomposer.decompose(images)
     for path in ("normal", "abnormal"):
