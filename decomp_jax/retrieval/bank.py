@@ -27,7 +27,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.files import making, map_array, read_json, read_sealed, sealed
 from decomp_jax.retrieval.layout import leave_pages
 from decomp_jax.retrieval.patients import PatientHits, PatientIndex, make_patient_index, search_patients
-from decomp_jax.retrieval.queries import PATHS, Queries, codes, contributions
+from decomp_jax.retrieval.queries import PATHS, Queries, codes, contributions, ratios
 from decomp_jax.retrieval.relative import search_relative
 from decomp_jax.retrieval.search import Hits, Index, make_index, search
 
@@ -260,11 +260,11 @@ class CodeBank:
 
     def _ratios(self, queries: Queries, rows: Int[np.ndarray, "q k"]) -> Float64[np.ndarray, "q k"]:
         """Relative distances of rows; infinite where a row is -1."""
-        ratios = np.empty(rows.shape)
-        for query in range(len(rows)):  # one at a time: many rows of large codes take memory
-            cells = self.contributions(queries[query:query + 1], rows[query:query + 1])
-            ratios[query] = sum(part.sum((2, 3)) for part in cells.values())
-        return np.where(rows >= 0, ratios, np.inf)
+        found = np.empty(rows.shape)
+        for query, some in enumerate(rows):  # one at a time: many rows of large codes take memory
+            indices = {path: getattr(self, f"{path}_indices")[some].reshape(len(some), -1) for path in queries.paths}
+            found[query] = ratios(queries[query:query + 1], indices, self.codebooks)
+        return np.where(rows >= 0, found, np.inf)
 
     @property
     def heights(self) -> Float[np.ndarray, "n"]:

@@ -196,6 +196,25 @@ def contributions(
             for path, cells in distances.items()}
 
 
+def ratios(
+    query: Queries, indices: Mapping[str, Int[np.ndarray, "k p"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
+) -> Float[np.ndarray, "k"]:
+    """Relative distances of k codes from one query: sums of entries of its tables, for the codes that occur alone."""
+    distances, lengths = np.zeros((2, len(indices[query.paths[0]])))
+    for path in query.paths:
+        used, places = np.unique(indices[path], return_inverse=True)
+        places, codebook = places.reshape(indices[path].shape), codebooks[path]
+        for points, weights, _ in padded_examples(query, 1, path):
+            points, weights = codebook[points[0]] if points.ndim == 2 else points[0], weights[0]
+            distances += _added_up(table(points, weights, weights, codebook[used]), places)
+            lengths += _added_up(table(points, 0 * weights, np.abs(weights), codebook[used]), places)
+    return np.divide(distances, lengths, out=np.zeros_like(distances), where=lengths > 0)
+
+
+def _added_up(entries: Float[np.ndarray, "p n"], places: Int[np.ndarray, "k p"]) -> Float[np.ndarray, "k"]:
+    return np.take_along_axis(entries.T, places, 0).sum(1)
+
+
 def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
     """Whether code 0 stands for "nothing here": a lesion codebook's zero vector, which most cells hold."""
     return path == "abnormal" and not codebook[0].any()
