@@ -19,7 +19,7 @@ def card(name: str = "model", *, reports: int = 1, failures: str | None = None, 
         "commit": "c0ffee", "data": data,
     }
     dice = {"normal": {"dice@5": SOME}, "abnormal": {"dice@5": NONE, "whole_dice@5": NONE}}
-    methods = ("normal", "abnormal", "pixel_l2", "random", "oracle_normal", "oracle_abnormal", "oracle_whole")
+    methods = ("normal", "abnormal", "normal_relative", "pixel_l2", "random", "oracle_normal", "oracle_abnormal", "oracle_whole")
     metrics = {
         "protocol": {"queries": counts, "references": counts, "reference split": "reference"},
         "provenance": {"data_digest": "d" * 64, "settings": settings.to_json()}, "abnormality": {}, "counterfactual": {},
@@ -36,6 +36,7 @@ def card(name: str = "model", *, reports: int = 1, failures: str | None = None, 
 def test_numbers_have_their_intervals_or_say_why_not() -> None:
     text = card()
     assert "| anatomy Dice@5 by normal code | 0.500 (0.400 to 0.600) | 0.500 (" in text
+    assert text.count("| the same as queries are ranked | 0.500 (0.400 to 0.600) |") == 1
     assert "0.250 (too few patients)" in text and "None" not in text
     assert "1,234 slices of 12 patients asked,\n1,234 slices of 12 patients searched." in text
     assert f"### phantom `{'d' * 16}`: held-out patients of the data" in text
