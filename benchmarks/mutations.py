@@ -34,7 +34,7 @@ OBJECTIVE, TERMS, CELLS = "tests/losses/test_objective.py", "tests/losses/test_t
 PEER, STEP = "tests/training/test_peer.py", "tests/training/test_step.py"
 PIPELINE, VALIDATION, RUN = "tests/data/test_pipeline.py", "tests/training/test_validation.py", "tests/training/test_run.py"
 SEARCH, STATISTICS = "tests/retrieval/test_search.py", "tests/retrieval/test_statistics.py"
-DECOMPOSER = "tests/inference/test_decomposer.py"
+DECOMPOSER, RELATIVE = "tests/inference/test_decomposer.py", "tests/retrieval/test_relative.py"
 VQ, NETWORK, AUGMENT = "tests/models/test_vq.py", "tests/models/test_network.py", "tests/data/test_augment.py"
 
 VOLUMES = "tests/data_prep/test_volumes.py"
@@ -253,6 +253,19 @@ MUTATIONS = {
     ),
     "several hits a patient": Mutation(
         "decomp_jax/retrieval/search.py", "    if one_per_patient:\n        pair =", "    if False:\n        pair =", SEARCH
+    ),
+    "relative distances after a single search": Mutation(
+        "decomp_jax/retrieval/relative.py", "certain = every | (", "certain = every | first | (", RELATIVE
+    ),
+    "ratios that differ by rounding are no ties": Mutation(
+        "decomp_jax/retrieval/relative.py", "np.round(ratios(some, hits.rows), DIGITS)", "ratios(some, hits.rows)", RELATIVE
+    ),
+    "counter-examples shorten what distances are relative to": Mutation(
+        "decomp_jax/retrieval/queries.py", "lengths=example.weights - share[:, None, None] * np.abs(example.weights)",
+        "lengths=example.weights - share[:, None, None] * example.weights", RELATIVE,
+    ),
+    "an image of nothing asks with what is left of its vectors": Mutation(
+        "decomp_jax/inference/decomposer.py", "[:, None, None, None], 0, z_e)", "[:, None, None, None], z_e, z_e)", DECOMPOSER
     ),
     # Judging.
     "the ideal ranking is divided by the hits'": Mutation(

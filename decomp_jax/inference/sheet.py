@@ -55,7 +55,8 @@ def slice_sheet(decomposer: Decomposer, bank: CodeBank, question: Question, aske
             rgb = display.overlay(pixels.images[place], lesion=pixels.labels[place])
             asked_tiles.append(Tile(rgb, f"{flag}\n{caption(bank.rows[row])}", colour))
     note = f"{_note(asked, pixels)} Below each hit: the bluer a cell, the more it adds to the distance"
-    note += (" (green: it takes from it, being far from what hits should not be like)." if question.unlike else ".")
+    note += " (green: it takes from it, being far from what hits should not be like)." if question.unlike else "."
+    note += " A distance of 0 is the same; from 1 on nothing is alike." if asked.queries.relative else ""
     return contact_sheet(
         [Section("Asked", in_lines(asked_tiles)), Section("Found", lines)], heading=heading(question), note=note,
         settings=decomposer.settings,
