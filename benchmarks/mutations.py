@@ -257,9 +257,6 @@ MUTATIONS = {
     "relative distances after a single search": Mutation(
         "decomp_jax/retrieval/relative.py", "certain = every | (", "certain = every | first | (", RELATIVE
     ),
-    "ratios that differ by rounding are no ties": Mutation(
-        "decomp_jax/retrieval/relative.py", "np.round(ratios(some, hits.rows), DIGITS)", "ratios(some, hits.rows)", RELATIVE
-    ),
     "counter-examples shorten what distances are relative to": Mutation(
         "decomp_jax/retrieval/queries.py", "lengths=example.weights - share[:, None, None] * np.abs(example.weights)",
         "lengths=example.weights - share[:, None, None] * example.weights", RELATIVE,

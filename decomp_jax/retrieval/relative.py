@@ -19,7 +19,7 @@ from decomp_jax.retrieval.queries import Queries
 from decomp_jax.retrieval.search import Hits
 
 SPARE = 8  # hits beyond the k-th, for what rounding may exchange
-DIGITS = 12  # of ratios: what differs by rounding alone is a tie
+DIGITS = 12  # of ratios: what differs by rounding alone is a tie, and no reason for another round
 MORE = 8  # rows looked at for each patient that is wanted, and again so many times as many
 
 Rows = Int[np.ndarray, "q k"]

@@ -1,5 +1,7 @@
 """Relative distances, held to float64 brute force over the exported arrays."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from brute_force import ANY_QUERIES, assert_nearest, lengths, make_any_queries, make_bank
@@ -49,6 +51,17 @@ def test_nothing_is_nothing_and_what_has_no_cell_in_common_is_1() -> None:
     np.testing.assert_array_equal(hits.rows[0, :len(empties)], empties)
     assert (hits.distances[0, :len(empties)] == 0).all() and (hits.distances[0, len(empties):] == 1).all()
     assert (np.diff(hits.rows[0, len(empties):]) > 0).all()
+
+
+def test_what_differs_by_rounding_alone_is_a_tie() -> None:
+    """A lesion where nobody has one: all are at 1, as sums of other numbers."""
+    bank = make_bank("sparse", 3000)
+    indices = np.where(np.arange(16).reshape(bank.grid) == 5, 0, bank.abnormal_indices)
+    bank = dataclasses.replace(bank, abnormal_indices=indices)
+    alone = np.zeros((1, *bank.grid, 6), np.float32)
+    alone[0, 1, 1] = np.pi
+    hits = bank.search(relative(latents(abnormal=alone)), k=200)
+    assert hits.rows[0].tolist() == list(range(200)) and (hits.distances == 1).all()
 
 
 def test_a_small_lesion_is_not_near_to_a_large_one_that_it_does_not_touch() -> None:
