@@ -265,14 +265,14 @@ def make_scan(folder: Path, number: int) -> None:
 
 
 def use_scan(folder: Path) -> dict[str, Any]:
-    from data_prep.brats import brats_cases, require_usable
+    from data_prep.brats import brats_cases, require_segmentations
     from data_prep.cases import prepare_case
     from decomp_jax.data.schema import Settings
     from decomp_jax.preparation.releases import find_patients
     from decomp_jax.preparation.volume import Source, load_labels, load_volume
 
     patients = find_patients(folder)
-    require_usable(patients, {}, unlabelled=False)
+    require_segmentations(patients)
     ((case_id, case),) = (cases := brats_cases(patients, {})).items()
     prepared = prepare_case(
         case_id, cases=cases, settings=Settings("brats", 16), unlabelled=False, anatomy=None, masks=None

@@ -19,7 +19,7 @@ def settings(size: int) -> Settings:
     return Settings("phantom", SIZE)
 
 
-def patient(patient_id: str, *, seed: int, size: int) -> PatientSlices:
+def patient(patient_id: str, *, seed: int, size: int, domain: phantom.Domain | None = None) -> PatientSlices:
     rng = np.random.default_rng(int(patient_id[-4:]))
     return PatientSlices(
         patient_id=patient_id,
@@ -30,7 +30,7 @@ def patient(patient_id: str, *, seed: int, size: int) -> PatientSlices:
     )
 
 
-def with_fault(patient_id: str, *, seed: int, size: int) -> PatientSlices:
+def with_fault(patient_id: str, *, seed: int, size: int, domain: phantom.Domain | None = None) -> PatientSlices:
     fault = os.environ.get("FAULT") if patient_id.endswith("0003") else None
     if fault == "die":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -73,7 +73,7 @@ def test_five_parts_are_one_preparation(tmp_path, parts):
     joined, whole = (manifest(folder) for folder in (tmp_path / "all", parts / "whole"))
     assert all(joined[name] == whole[name] for name in ("patients", "slices", "splits", "settings"))
     assert joined["record"] == {name: whole["record"][name] for name in ("bytes", "offsets")}
-    assert joined["source"] == {"parts": 5, "seed": 0}
+    assert joined["source"] == {"parts": 5, "seed": 0, "domain": "plain"}
     for split in SPLITS:
         sets = [SliceDataset(folder, split) for folder in (tmp_path / "all", parts / "whole")]
         np.testing.assert_array_equal(sets[0].rows, sets[1].rows)

@@ -71,8 +71,8 @@ def test_the_manifest_counts(tmp_path):
 
 def test_bytes_depend_neither_on_the_workers_nor_on_the_process(tmp_path):
     splits = split_by_hash(phantom.patient_ids(8), PHANTOM_SHARES, seed=0)
-    write(tmp_path / "a", splits=splits, workers=1, source={"seed": 0})
-    write(tmp_path / "b", splits=splits, workers=3, source={"seed": 0})
+    write(tmp_path / "a", splits=splits, workers=1, source={"seed": 0, "domain": "plain"})
+    write(tmp_path / "b", splits=splits, workers=3, source={"seed": 0, "domain": "plain"})
     stdout, _ = (run := start_run(tmp_path / "c")).communicate(timeout=500)
     assert run.returncode == 0 and not stdout
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")

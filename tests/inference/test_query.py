@@ -47,8 +47,10 @@ def test_hits_are_the_nearest(run: dict, reference: SliceSet, capsys: pytest.Cap
     decomposer = module.Decomposer.restore(run["workdir"])
     image = prepare_picture(run["image"], decomposer.settings)
     book, output = decomposer.normal_codebook.astype(float), decomposer.decompose(image[None])
-    asked = book[output.normal_indices] if codes else output.z_e_normal.astype(float)
-    distances = ((asked - book[reference.bank.normal_indices]) ** 2).sum((1, 2, 3))
+    asked, stored = book[output.normal_indices] if codes else output.z_e_normal.astype(float), book[reference.bank.normal_indices]
+    distances = ((asked - stored) ** 2).sum((1, 2, 3))
+    if not codes:
+        distances /= (asked**2).sum() + (stored**2).sum((1, 2, 3))
     hits = hits_of(run["out"])
     assert [hit["rank"] for hit in hits] == ["1", "2", "3", "4"]
     np.testing.assert_allclose([float(hit["distance"]) for hit in hits], np.sort(distances)[:4], rtol=1e-5)
