@@ -65,7 +65,8 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     command.add_argument("--exclude_same_patient", action="store_true", help="never return the query's own patient")
     command.add_argument("--one_per_patient", action="store_true", help="at most one hit a patient")
     command.add_argument("--relative", action="store_true",
-                         help="distances relative to the lengths of both codes, from 0 to 1 (default: squared L2)")
+                         help="distances relative to the lengths of both codes: 0 is the same, 1 nothing alike (default: "
+                              "squared L2)")
     command.add_argument("--level", choices=("slice", "patient"), default="slice",
                          help="search for slices, or for the patients nearest to each patient (default: %(default)s)")
     _add_within(command)

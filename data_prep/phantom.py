@@ -31,8 +31,6 @@ CEREBRUM, CEREBELLUM, VENTRICLES = (
     [1 + ANATOMY_CLASSES.index(f"{side} {name}") for side in ("left", "right")]
     for name in ("cerebrum", "cerebellum", "ventricle")
 )
-
-
 Range = tuple[float, float]
 
 
