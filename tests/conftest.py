@@ -17,6 +17,18 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).parent.parent
 # Little is run of what tests compile, so that optimising it costs more than it saves.
 FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def fake_devices(count: int) -> dict[str, str]:
+    """The environment of a process with so many CPU devices.
+
+    A collective holds one of XLA's threads a device, of which there are as many as devices: what else wants one then,
+    such as the copy of a batch to the last device, would be waited for without end.
+    """
+    flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(4 * count)}
+
+
 sys.path.insert(0, str(ROOT))  # configs/ and the two programs are not installed
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))  # compile each step once

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import FAST_COMPILE
+from tests.conftest import fake_devices
 
 SCRIPT = Path(__file__).with_name("sharded_answers.py")
 ROOT = Path(__file__).parents[2]
 
 
 def start(out: Path, devices: int, *job: object) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}",
-                   "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **fake_devices(devices), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, str(SCRIPT), str(out), *map(str, job)], env=environment)
 
 

@@ -29,7 +29,7 @@ from decomp_jax.training import checkpoint, loop, population, validation
 from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, NotFinite, check_finite
 from decomp_jax.training.state import create_state, make_optimizer
-from tests.conftest import FAST_COMPILE, finish, full_disk, run_python, start_python
+from tests.conftest import fake_devices, finish, full_disk, run_python, start_python
 
 # Little to compile. Rotation, scaling and pasting have tests of their own.
 TINY = Config(
@@ -416,10 +416,7 @@ loop.run(config_for(Path(sys.argv[1]), eval_every=8), sys.argv[2])
 
 
 def train_on(devices: int, phantom: Path, workdir: Path) -> None:
-    flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
-    # Programs that wait for each other's threads in turn may wait for ever where devices outnumber cores.
-    environment = {"XLA_FLAGS": flags, "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
-    [ended] = finish(start_python("-c", JOB, phantom, workdir, **environment))
+    [ended] = finish(start_python("-c", JOB, phantom, workdir, **fake_devices(devices)))
     assert ended.returncode == 0, ended.stderr
 
 
