@@ -1,7 +1,7 @@
 """A reader at work in the reading room, by mouse and keys in Chromium: what actions take, and whether memory is flat.
 
     python benchmarks/reader.py --bank=BANK [--workdir models/phantom64] [--data DATA] [--scan SCAN.nii.gz]
-                                [--actions 1000] [--pause 0] [--write docs/room.md]
+                                [--actions 1000] [--pause 0] [--write docs/reading_room.md]
 
 An action ends when the page has nothing under way; `--pause` seconds are waited then (1,000 actions and 3 seconds: an
 hour). Memory is the program's, and the page's after its garbage is collected.

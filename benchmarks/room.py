@@ -1,6 +1,6 @@
 """How long a reader of the reading room waits at an archive of many slices, once warm; and a hundred at a time.
 
-    python benchmarks/room.py [--workdir models/phantom64] [--slices 100000] [--rounds 15] [--write docs/room.md]
+    python benchmarks/room.py [--workdir models/phantom64] [--slices 100000] [--rounds 15] [--write docs/reading_room.md]
 
 The bank is made up: codes of phantom patients, of whose cells a seventh come from other slices, so that they differ.
 Times of single questions are of `room/session.py`, on all cores, without browser and HTTP. Of a hundred at a time, each

@@ -116,7 +116,7 @@ export function stampLine(map, size, from, to, radius, value) {
 /** Arrows move the brush, space sets it down and lifts it. @returns {boolean} whether the key was the brush's */
 function byKey(event, lifted) {
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const move = moves[/** @type {keyof moves} */ (event.key)];
+  const move = moves[/** @type {keyof typeof moves} */ (event.key)];
   if (!move && event.key !== " ") return false;
   event.preventDefault();
   pen ??= { x: facts.size / 2, y: facts.size / 2 };

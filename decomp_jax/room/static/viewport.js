@@ -35,11 +35,10 @@ export function drawEach(canvases, scene) {
   for (const [canvas, size] of sizes) drawAt(size, canvas, scene(canvas), view);
 }
 
-/** Width and height of a canvas in pixels of the screen. @param {HTMLCanvasElement} canvas @returns {number[]} */
+/** Width and height of a canvas in pixels of the screen. @param {HTMLCanvasElement} canvas @returns {[number, number]} */
 function sizeOf(canvas) {
-  return [canvas.clientWidth, canvas.clientHeight].map((side) =>
-    Math.max(1, Math.round(side * (devicePixelRatio || 1))),
-  );
+  const pixels = (side) => Math.max(1, Math.round(side * (devicePixelRatio || 1)));
+  return [pixels(canvas.clientWidth), pixels(canvas.clientHeight)];
 }
 
 function drawAt([width, height], canvas, scene, view) {
