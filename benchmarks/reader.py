@@ -50,13 +50,20 @@ class Reader:
 
     def act(self) -> tuple[str, float]:
         """Name of an action and the seconds until nothing was under way."""
+        if not self._page.run("document.querySelector('canvas[data-tile=image]') !== null"):  # all was taken back
+            self._open()
+            self._rest()
         shares = np.array([*self._weights.values()], float)
         name = str(self._rng.choice([*self._weights], p=shares / shares.sum()))
         began = time.perf_counter()
         self._actions[name]()
+        self._rest()
+        return name, time.perf_counter() - began
+
+    def _rest(self) -> None:
+        """Waits until the page has drawn and nothing is under way."""
         self._page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
         self._page.wait(IDLE, 300)
-        return name, time.perf_counter() - began
 
     def _any(self, selector: str) -> str:
         """A selector of one of the elements, marked for it; "" if there are none."""

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Real
 from decomp_jax.errors import UserError
 
 PATHS = ("normal", "abnormal")
+ROUNDING = 1e-12
 # Weight of what hits had better not be like; below 1, so that what they should be like decides.
 AWAY = 0.5
 
@@ -181,38 +182,53 @@ def contributions(
     Args:
         indices: for each path of the queries, k codes a query.
     """
-    distances = {path: np.zeros(np.shape(indices[path])) for path in queries.paths}
-    lengths = 0.0
-    for example in queries.examples:
-        codebook = codebooks[example.path]
-        points = codebook[example.points] if example.quantised else example.points.astype(np.float64)
-        points, found, weights = points[:, None], codebook[indices[example.path]], example.weights[:, None]
-        distances[example.path] += weights * ((points - found) ** 2).sum(-1)
-        squares = np.abs(weights) * ((points**2).sum(-1) + (found**2).sum(-1))
-        lengths = lengths + squares.sum((2, 3), keepdims=True)
-    if not queries.relative:
-        return distances
-    return {path: np.divide(cells, lengths, out=np.zeros_like(cells), where=lengths > 0)
-            for path, cells in distances.items()}
+    found = {path: np.empty(np.shape(indices[path])) for path in queries.paths}
+    for query in range(len(queries)):
+        flat = {path: np.reshape(indices[path][query], (len(indices[path][query]), -1)) for path in queries.paths}
+        distances, lengths = _by_cell(queries[query:query + 1], flat, codebooks)
+        for path, cells in distances.items():
+            cells = _divided(cells, lengths[:, None]) if queries.relative else cells
+            found[path][query] = cells.reshape(found[path][query].shape)
+    return found
 
 
 def ratios(
     query: Queries, indices: Mapping[str, Int[np.ndarray, "k p"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
 ) -> Float[np.ndarray, "k"]:
-    """Relative distances of k codes from one query: sums of entries of its tables, for the codes that occur alone."""
-    distances, lengths = np.zeros((2, len(indices[query.paths[0]])))
+    """Relative distances of k codes from one query."""
+    distances, lengths = _by_cell(query, indices, codebooks)
+    return _divided(sum(cells.sum(1) for cells in distances.values()), lengths)
+
+
+def _by_cell(
+    query: Queries, indices: Mapping[str, Int[np.ndarray, "k p"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
+) -> tuple[dict[str, Float[np.ndarray, "k p"]], Float[np.ndarray, "k"]]:
+    """Of k codes what each cell adds to the distance from one query, and what relative distances are divided by.
+
+    Both are entries of the query's tables, which are made for the codes that occur alone.
+    """
+    distances, lengths = {}, np.zeros(len(indices[query.paths[0]]))
     for path in query.paths:
         used, places = np.unique(indices[path], return_inverse=True)
         places, codebook = places.reshape(indices[path].shape), codebooks[path]
+        distances[path] = np.zeros(places.shape)
         for points, weights, _ in padded_examples(query, 1, path):
             points, weights = codebook[points[0]] if points.ndim == 2 else points[0], weights[0]
-            distances += _added_up(table(points, weights, weights, codebook[used]), places)
-            lengths += _added_up(table(points, 0 * weights, np.abs(weights), codebook[used]), places)
-    return np.divide(distances, lengths, out=np.zeros_like(distances), where=lengths > 0)
+            squares = table(points, 0 * weights, np.abs(weights), codebook[used])
+            differences = table(points, weights, weights, codebook[used])
+            differences[np.abs(differences) < ROUNDING * squares] = 0.0  # of equal vectors rounding alone is left
+            distances[path] += _entries(differences, places)
+            lengths += _entries(squares, places).sum(1)
+    return distances, lengths
 
 
-def _added_up(entries: Float[np.ndarray, "p n"], places: Int[np.ndarray, "k p"]) -> Float[np.ndarray, "k"]:
-    return np.take_along_axis(entries.T, places, 0).sum(1)
+def _entries(table: Float[np.ndarray, "p n"], places: Int[np.ndarray, "k p"]) -> Float[np.ndarray, "k p"]:
+    return np.take_along_axis(table.T, places, 0)
+
+
+def _divided(values: Float[np.ndarray, "..."], lengths: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """0 where nothing was to be compared."""
+    return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
 
 
 def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
