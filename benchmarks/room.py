@@ -1,10 +1,12 @@
 """How long a reader of the reading room waits at an archive of many slices, once warm; and a hundred at a time.
 
-    python benchmarks/room.py [--workdir models/phantom64] [--slices 100000] [--rounds 15] [--write docs/reading_room.md]
+    python benchmarks/room.py [--workdir models/phantom64] [--slices 1470 100000] [--rounds 15]
+                              [--write docs/reading_room.md]
 
-The bank is made up: codes of phantom patients, of whose cells a seventh come from other slices, so that they differ.
-Times of single questions are of `room/session.py`, on all cores, without browser and HTTP. Of a hundred at a time, each
-comes by HTTP as a page of its own, and again where the room says that it is busy.
+The banks are made up: codes of phantom patients, of whose cells a seventh come from other slices, so that they differ.
+Times of single questions are of `room/session.py`, on all cores, without browser and HTTP (`reader.py` has these). Of a
+hundred at a time, asked of the last bank, each comes by HTTP as a page of its own, and again where the room says that it
+is busy.
 """
 
 import argparse
@@ -55,15 +57,15 @@ def tell(text: str) -> None:
 
 
 def milliseconds(name: str, run: Callable[[int], object], rounds: int) -> str:
-    """A line of the table; the first round, which may compile, is not in it."""
+    """The median and the longest; the first round, which may compile, is not in it."""
     times = []
     for i in range(rounds + 1):
         began = time.perf_counter()
         run(i)
         times.append(1000 * (time.perf_counter() - began))
-    line = f"| {name} | {np.median(times[1:]):.0f} ({np.max(times[1:]):.0f}) |"
-    tell(line)
-    return line
+    found = f"{np.median(times[1:]):.0f} ({np.max(times[1:]):.0f})"
+    tell(f"{name}: {found}")
+    return found
 
 
 def memory(name: str) -> int:
@@ -123,7 +125,7 @@ def at_a_time(room: Room, questions: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("models/phantom64"))
-    parser.add_argument("--slices", type=int, default=100_000)
+    parser.add_argument("--slices", type=int, nargs="+", default=[1470, 100_000])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
@@ -135,48 +137,60 @@ def main() -> None:
                         "--size", str(decomposer.settings.size)], check=True)
         encode_split(args.workdir, data, "train", encoded)
         images = SliceDataset(data, "query").stack(("image",))["image"]
-        bank = made_up(CodeBank.load(encoded), args.slices)
-    room = Room(decomposer, bank, None, bank_digest="")
-    began = time.perf_counter()
-    for step in room.warm_up():
-        step()
-    ready = time.perf_counter() - began
-    tell(f"ready after {ready:.0f} s")
-    half = images.shape[1] ** 2 // 2
+        bank = CodeBank.load(encoded)
+    found, ready = {}, []
+    for slices in args.slices:
+        room = Room(decomposer, made_up(bank, slices), None, bank_digest="")
+        began = time.perf_counter()
+        for step in room.warm_up():
+            step()
+        ready.append(f"{time.perf_counter() - began:.0f} s")
+        tell(f"{slices:,} slices: ready after {ready[-1]}")
+        one = brought(images)
+        for name, run in actions(room, one, images.shape[1], args.rounds):
+            found.setdefault(name, []).append(milliseconds(name, run, args.rounds))
+    many = at_a_time(room, [{"anatomy": next(one), "lesion": next(one)} for _ in range(AT_A_TIME)])
+    lines = [
+        "| ms, median (longest) | " + " | ".join(f"{slices:,} slices" for slices in args.slices) + " |",
+        "|---" * (1 + len(args.slices)) + "|",
+        *(f"| {name} | " + " | ".join(times) + " |" for name, times in found.items()), "",
+        f"{os.cpu_count()} cores; ready {' and '.join(ready)} after the start.", "", many,
+    ]
+    print("\n".join(lines))
+    if args.write:
+        write_measured(args.write, "room", lines)
 
-    def brought() -> Iterator[dict[str, str]]:
-        """Each once, so that none is known already."""
-        for i in range(len(images) - 1):
-            for share in np.linspace(0.02, 0.98, 25):
-                mixed = (share * images[i] + (1 - share) * images[i + 1]).astype("<f2")
-                yield {"pixels": base64.b64encode(mixed.tobytes()).decode()}
 
-    one = brought()
+def brought(images: np.ndarray) -> Iterator[dict[str, str]]:
+    """Pictures, each once, so that none is known already."""
+    for i in range(len(images) - 1):
+        for share in np.linspace(0.02, 0.98, 25):
+            mixed = (share * images[i] + (1 - share) * images[i + 1]).astype("<f2")
+            yield {"pixels": base64.b64encode(mixed.tobytes()).decode()}
+
+
+def actions(
+    room: Room, one: Iterator[dict[str, str]], side: int, rounds: int
+) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """Of a reader, by name, each a function of the round."""
 
     def ask(share: float) -> Callable[[int], object]:
         return lambda _: room.ask({"anatomy": next(one), "lesion": next(one), "share": share})
 
     def drawing(i: int) -> list[int]:
-        return [0, half, 1, 5 * images.shape[1] + i, 0, half - 5 * images.shape[1] - i]
+        return [0, side**2 // 2, 1, 5 * side + i, 0, side**2 // 2 - 5 * side - i]
 
     anatomy = next(one)
-    patient = [SLICES_A_PATIENT * i for i in range(args.rounds + 1)]
-    rows = [milliseconds(name, run, args.rounds) for name, run in (
-        ("hits by anatomy", ask(0)), ("hits by lesion", ask(1)),
-        ("hits by the anatomy of one and the lesion of another", ask(0.5)),
-        ("hits by a drawing", lambda i: room.ask({"lesion": {"drawing": drawing(i)}, "share": 1})),
-        ("200 hits", lambda _: room.ask({"anatomy": next(one), "share": 0, "k": 200})),
-        ("patients", lambda i: room.ask_patients({"row": patient[i]})),
-        ("an image on the desk", lambda _: room.look({"image": next(one)})),
-        ("a painting after a stroke", lambda i: room.paint({"anatomy": anatomy, "drawing": drawing(i)})),
-        ("60 thumbnails, painted", lambda i: room.thumbnails(list(range(60 * i, 60 * i + 60)))),
-    )]
-    many = at_a_time(room, [{"anatomy": next(one), "lesion": next(one)} for _ in range(AT_A_TIME)])
-    lines = ["| | ms, median (longest) |", "|---|---|", *rows, "",
-             f"{len(bank):,} slices, {os.cpu_count()} cores; ready {ready:.0f} s after the start.", "", many]
-    print("\n".join(lines))
-    if args.write:
-        write_measured(args.write, "room", lines)
+    patient = [SLICES_A_PATIENT * i for i in range(rounds + 1)]
+    yield "hits by anatomy", ask(0)
+    yield "hits by lesion", ask(1)
+    yield "hits by the anatomy of one and the lesion of another", ask(0.5)
+    yield "hits by a drawing", lambda i: room.ask({"lesion": {"drawing": drawing(i)}, "share": 1})
+    yield "200 hits", lambda _: room.ask({"anatomy": next(one), "share": 0, "k": 200})
+    yield "patients", lambda i: room.ask_patients({"row": patient[i]})
+    yield "an image on the desk", lambda _: room.look({"image": next(one)})
+    yield "a painting after a stroke", lambda i: room.paint({"anatomy": anatomy, "drawing": drawing(i)})
+    yield "60 thumbnails, painted", lambda i: room.thumbnails(list(range(60 * i, 60 * i + 60)))
 
 
 if __name__ == "__main__":

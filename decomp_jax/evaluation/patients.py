@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
-from decomp_jax.evaluation.rankers import Search, latent_queries, squared_distances
+from decomp_jax.evaluation.rankers import Search, latent_queries, relative_queries, squared_distances
 from decomp_jax.evaluation.scores import NamedScores, Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Summary, Table
@@ -207,7 +207,7 @@ class PatientSearch:
         if ("hits", target) not in self.cache:
             number = np.searchsorted(self.reference.ids, self.search.reference.rows["patient_id"])
             query, rows = self.search.query, np.concatenate(self.asking(target))
-            queries, exclude = latent_queries(*PATHS[target])(query, rows), query.rows["patient_id"][rows]
+            queries, exclude = relative_queries(*PATHS[target])(query, rows), query.rows["patient_id"][rows]
             hits = self.search.reference.bank.search(queries, exclude=exclude, k=min(VOTES, len(number)))
             self.cache["hits", target] = np.where(hits.rows < 0, -1, number[hits.rows]), hits.distances
         ends = np.cumsum([len(rows) for rows in self.asking(target)])[:-1]
