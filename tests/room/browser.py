@@ -146,4 +146,6 @@ class Browser:
         self.mouse("mouseReleased", x + width / 2, y + height / 2)
 
     def picture(self, path: str | Path) -> None:
-        Path(path).write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+        """Writes what is in sight as a PNG or, with that suffix, WebP."""
+        taken = self.send("Page.captureScreenshot", format=Path(path).suffix.lstrip("."))
+        Path(path).write_bytes(base64.b64decode(taken["data"]))

@@ -150,7 +150,7 @@ function select(column, values) {
         find();
       },
     },
-    make("option", { value: "" }, `any ${name}`),
+    make("option", { value: "" }, `${name}: any`),
     ...values.map((value) => make("option", { value, selected: filter.where[column] === value }, `${name}: ${value}`)),
   );
 }
