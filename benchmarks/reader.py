@@ -16,19 +16,16 @@ from pathlib import Path
 
 import numpy as np
 from common import write_measured
-
-from tests.conftest import start_python
-from tests.room.browser import Browser
+from page import IMAGE, Page, add_room, open_room
 
 PARTS = 10  # memory is looked at so many times
-IDLE = "window.pending === 0 && !document.getElementById('status').textContent.endsWith('…')"
 ERROR = "document.querySelector('#status.error')?.textContent ?? ''"
 
 
 class Reader:
     """Actions of a reader, drawn by chance, each as often as its weight."""
 
-    def __init__(self, page: Browser, scan: Path | None, seed: int) -> None:
+    def __init__(self, page: Page, scan: Path | None, seed: int) -> None:
         self._page, self._rng = page, np.random.default_rng(seed)
         keys = {
             "slice up": ("PageUp", 8), "slice down": ("PageDown", 8), "by anatomy": ("1", 6), "by both": ("2", 6),
@@ -50,20 +47,15 @@ class Reader:
 
     def act(self) -> tuple[str, float]:
         """Name of an action and the seconds until nothing was under way."""
-        if not self._page.run("document.querySelector('canvas[data-tile=image]') !== null"):  # all was taken back
+        if not self._page.run(f"document.querySelector('{IMAGE}') !== null"):  # all was taken back
             self._open()
-            self._rest()
+            self._page.rest()
         shares = np.array([*self._weights.values()], float)
         name = str(self._rng.choice([*self._weights], p=shares / shares.sum()))
         began = time.perf_counter()
         self._actions[name]()
-        self._rest()
+        self._page.rest()
         return name, time.perf_counter() - began
-
-    def _rest(self) -> None:
-        """Waits until the page has drawn and nothing is under way."""
-        self._page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
-        self._page.wait(IDLE, 300)
 
     def _any(self, selector: str) -> str:
         """A selector of one of the elements, marked for it; "" if there are none."""
@@ -80,7 +72,7 @@ class Reader:
         self._page.key("v")
         self._page.run("import('/state.js').then(({change}) => change((now) => { now.view.large = null; }))")
         self._page.key(tool)
-        left, top, width, height = self._page.box("canvas[data-tile=image]")
+        left, top, width, height = self._page.box(IMAGE)
         places = [(left + x * width, top + y * height) for x, y in self._rng.uniform(0.35, 0.65, (6, 2))]
         self._page.mouse("mousePressed", *places[0])
         for place in places[1:]:
@@ -105,7 +97,7 @@ class Reader:
             self._page.drag(thumb, f"[data-key={self._rng.choice(['anatomy', 'lesion'])}]")
 
 
-def memory(pid: int, page: Browser) -> tuple[float, float, int]:
+def memory(pid: int, page: Page) -> tuple[float, float, int]:
     """MiB of the program and of the page's objects, and the page's nodes."""
     page.send("HeapProfiler.collectGarbage")
     found = {one["name"]: one["value"] for one in page.send("Performance.getMetrics")["metrics"]}
@@ -115,47 +107,33 @@ def memory(pid: int, page: Browser) -> tuple[float, float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", default="models/phantom64")
-    parser.add_argument("--bank", required=True)
-    parser.add_argument("--data")
+    add_room(parser)
     parser.add_argument("--scan", type=Path)
     parser.add_argument("--actions", type=int, default=1000)
     parser.add_argument("--pause", type=float, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
-    data = [f"--data={args.data}"] if args.data else []
-    program = start_python("evaluate.py", "serve", f"--workdir={args.workdir}", f"--bank={args.bank}", *data)
     seconds, rows, errors = defaultdict(list), [], []
     began = time.monotonic()
-    try:
-        address = program.stdout.readline().strip()
-        if not address:
-            sys.exit(program.stderr.read())
-        with Browser() as page:
-            page.send("Performance.enable")
-            page.open(address)
-            page.wait("document.querySelector('.patients button')", 600)
-            page.run("window.any = window.pending = 0; const own = window.fetch;"
-                     "window.fetch = (...all) => { pending++; return own(...all).finally(() => pending--); }; 0")
-            reader = Reader(page, args.scan, args.seed)
-            reader._open()
-            for i in range(args.actions):
-                name, took = reader.act()
-                seconds[name].append(took)
-                if error := page.run(ERROR):
-                    errors.append(f"{name}: {error}")
-                    page.key("Escape")
-                time.sleep(args.pause)
-                if (i + 1) % max(args.actions // PARTS, 1) == 0:
-                    resident, heap, nodes = memory(program.pid, page)
-                    rows.append(f"| {i + 1:,} | {resident:,.0f} | {heap:.1f} | {nodes:,} |")
-                    print(rows[-1], file=sys.stderr, flush=True)
-            # Chromium tells of answers that the page gave up for newer ones.
-            errors += [problem for problem in page.problems if "409" not in problem]
-    finally:
-        program.terminate()
-        program.communicate(timeout=60)
+    with open_room(args) as (page, program):
+        page.send("Performance.enable")
+        page.enter()
+        page.run("window.any = 0")
+        reader = Reader(page, args.scan, args.seed)
+        for i in range(args.actions):
+            name, took = reader.act()
+            seconds[name].append(took)
+            if error := page.run(ERROR):
+                errors.append(f"{name}: {error}")
+                page.key("Escape")
+            time.sleep(args.pause)
+            if (i + 1) % max(args.actions // PARTS, 1) == 0:
+                resident, heap, nodes = memory(program.pid, page)
+                rows.append(f"| {i + 1:,} | {resident:,.0f} | {heap:.1f} | {nodes:,} |")
+                print(rows[-1], file=sys.stderr, flush=True)
+        # Chromium tells of answers that the page gave up for newer ones.
+        errors += [problem for problem in page.problems if "409" not in problem]
     lines = [
         f"{args.actions:,} actions in {(time.monotonic() - began) / 60:.0f} minutes, {len(errors)} errors.", "",
         "| actions | program, MiB | page, MiB | nodes |", "|---|---|---|---|", *rows, "",

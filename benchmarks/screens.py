@@ -12,33 +12,26 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import start_python
-from tests.room.browser import Browser
-
-IDLE = "window.pending === 0 && !document.getElementById('status').textContent.endsWith('…')"
-IMAGE = "canvas[data-tile=image]"
+from page import IMAGE, Page, add_room, open_room
 
 
 class Room:
     """The page, and what a reader does to bring it into a state."""
 
-    def __init__(self, page: Browser) -> None:
+    def __init__(self, page: Page) -> None:
         self._page = page
-
-    def rest(self) -> None:
-        self._page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
-        self._page.wait(IDLE, 300)
 
     def press(self, *keys: str) -> None:
         for key in keys:
             self._page.key(key)
-            self.rest()
+            self._page.rest()
 
     def open_lesion(self) -> None:
         """The first patient with a lesion that can be seen, at the slice in which it is largest."""
         for i in range(1, 30):
             self._page.click(f".patients li:nth-child({i}) button")
-            self.rest()
+            self._page.wait(f"document.querySelector('{IMAGE}') !== null")
+            self._page.rest()
             if "no lesion" not in self._page.run(f"document.querySelector('{IMAGE}').parentElement.innerText"):
                 return
         sys.exit("no lesion is seen in the first patients of this archive")
@@ -52,7 +45,7 @@ class Room:
         for point in points[1:]:
             self._page.mouse("mouseMoved", *point)
         self._page.mouse("mouseReleased", *points[-1])
-        self.rest()
+        self._page.rest()
 
     def empty(self) -> None:
         """As the page opens."""
@@ -86,35 +79,21 @@ class Room:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", default="models/phantom64")
-    parser.add_argument("--bank", required=True)
-    parser.add_argument("--data")
+    add_room(parser)
     parser.add_argument("--size", default="1280x800", help="of the window")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    data = [f"--data={args.data}"] if args.data else []
-    program = start_python("evaluate.py", "serve", f"--workdir={args.workdir}", f"--bank={args.bank}", *data)
-    try:
-        address = program.stdout.readline().strip()
-        if not address:
-            sys.exit(program.stderr.read())
-        with Browser(*map(int, args.size.split("x"))) as page:
-            page.open(address)
-            page.wait("document.querySelector('progress')", 60)
-            page.picture(args.out / "room-loading.webp")
-            page.wait("document.querySelector('.patients button')", 600)
-            page.run("window.pending = 0; const own = window.fetch;"
-                     "window.fetch = (...all) => { pending++; return own(...all).finally(() => pending--); }; 0")
-            room = Room(page)
-            states: tuple[Callable[[], None], ...] = (
-                room.empty, room.hits, room.mix, room.patients, room.compare, room.drawing, room.error)
-            for state in states:
-                state()
-                page.picture(args.out / f"room-{state.__name__}.webp")
-    finally:
-        program.terminate()
-        program.communicate(timeout=60)
+    with open_room(args, *map(int, args.size.split("x"))) as (page, _):
+        page.wait("document.querySelector('progress')", 60)
+        page.picture(args.out / "room-loading.webp")
+        page.enter()
+        room = Room(page)
+        states: tuple[Callable[[], None], ...] = (
+            room.empty, room.hits, room.mix, room.patients, room.compare, room.drawing, room.error)
+        for state in states:
+            state()
+            page.picture(args.out / f"room-{state.__name__}.webp")
 
 
 if __name__ == "__main__":
