@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Float32, Float64, Int32, Int64, Shaped, UInt
 
 from decomp_jax.retrieval.distance import add_up, quantise
 from decomp_jax.retrieval.layout import aligned, chunks, run_starts
-from decomp_jax.retrieval.queries import Queries, is_sparse, padded_examples, table
+from decomp_jax.retrieval.queries import Merged, Queries, is_sparse, merged, padded, table
 
 # Slices of a patient whose smallest bound is kept as one number, and slices scanned at a time.
 GROUP = 16
@@ -142,12 +142,11 @@ def search_patients(
 
 
 def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np.ndarray, reach: float) -> _Slices:
-    count = len(queries)
-    examples = padded_examples(queries, -(-count // GROUP) * GROUP, path)  # few widths: each is compiled for
+    count, examples = len(queries), merged(queries, path, codebook)
     with jax.enable_x64(True):
-        tables = np.asarray(_tables(examples, codebook))
-    own = tables[..., :count]
-    weights = sum(weights[:count] for _, weights, _ in examples)
+        # Few widths: each is compiled for.
+        tables = np.asarray(_tables(padded(examples, -(-count // GROUP) * GROUP), codebook))
+    own, weights = tables[..., :count], examples.squares
     if is_sparse(path, codebook):
         alone, alone_codes = own[:, 0].sum(0), weights.mean(0)[:, None] * (codebook**2).sum(1)
     else:
@@ -159,9 +158,8 @@ def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np
 
 
 @jax.jit
-def _tables(examples: Sequence[tuple[Array, Array]], codebook: Float[Array, "k d"]) -> Float[Array, "p k i"]:
-    tables = lax.map(lambda own: sum(table(*example, codebook) for example in own), examples)
-    return jnp.moveaxis(tables, 0, 2)
+def _tables(examples: Merged, codebook: Float[Array, "k d"]) -> Float[Array, "p k i"]:
+    return jnp.moveaxis(lax.map(lambda own: table(own, codebook), examples), 0, 2)
 
 
 def _look(index: PatientIndex, slices: _Slices, patient: int) -> tuple[float, np.ndarray]:

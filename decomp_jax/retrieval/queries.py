@@ -19,7 +19,7 @@ weights of the cells, a number or [h,w] or [Q,h,w]:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
@@ -44,7 +44,6 @@ class Example:
         path: "normal" or "abnormal".
         points: integers [Q,h,w], rows of the codebook, or float [Q,h,w,D], vectors.
         weights: float64 [Q,h,w]; negative where a code had better be far from the point.
-        lengths: of the squared lengths, where these weigh otherwise: ||p - c||^2 = ||p||^2 + ||c||^2 - 2 p c.
 
     The first axis of each may be 1, which stands for any Q.
     """
@@ -52,7 +51,6 @@ class Example:
     path: str
     points: np.ndarray
     weights: np.ndarray
-    lengths: np.ndarray | None = None
 
     @property
     def quantised(self) -> bool:
@@ -72,10 +70,12 @@ class Queries:
 
     Attributes:
         relative: whether they ask for `relative` distances.
+        share: float64 [Q], how much of the lengths is taken off the distance; None for nothing.
     """
 
     examples: tuple[Example, ...]
     relative: bool = False
+    share: np.ndarray | None = None
 
     __array_ufunc__ = None  # an array times queries is left to __rmul__
 
@@ -90,7 +90,8 @@ class Queries:
 
     def __getitem__(self, rows: slice | np.ndarray) -> Self:
         examples = tuple(example if len(example) == 1 else example[rows] for example in self.examples)
-        return dataclasses.replace(self, examples=examples)
+        share = None if self.share is None else self.share[rows]
+        return dataclasses.replace(self, examples=examples, share=share)
 
     def __add__(self, other: Self) -> Self:
         return Queries(self.examples + other.examples, self.relative or other.relative)
@@ -110,11 +111,8 @@ class Queries:
         return tuple(path for path in PATHS if any(example.path == path for example in self.examples))
 
     def less(self, share: Float[np.ndarray, "q"]) -> Self:
-        """Queries for the distance less a share of the `lengths`, which is no relative one."""
-        return Queries(tuple(
-            dataclasses.replace(example, lengths=example.weights - share[:, None, None] * np.abs(example.weights))
-            for example in self.examples
-        ))
+        """Queries for the distance less a share of the lengths (see `decomp_jax.retrieval.relative`)."""
+        return Queries(self.examples, share=share)
 
     def check(self, grid: tuple[int, int], codebooks: Mapping[str, np.ndarray]) -> None:
         """Raises UserError if the queries don't fit codes of this grid and these codebooks."""
@@ -211,14 +209,13 @@ def _by_cell(
     for path in query.paths:
         used, places = np.unique(indices[path], return_inverse=True)
         places, codebook = places.reshape(indices[path].shape), codebooks[path]
-        distances[path] = np.zeros(places.shape)
-        for points, weights, _ in padded_examples(query, 1, path):
-            points, weights = codebook[points[0]] if points.ndim == 2 else points[0], weights[0]
-            squares = table(points, 0 * weights, np.abs(weights), codebook[used])
-            differences = table(points, weights, weights, codebook[used])
-            differences[np.abs(differences) < ROUNDING * squares] = 0.0  # of equal vectors rounding alone is left
-            distances[path] += _entries(differences, places)
-            lengths += _entries(squares, places).sum(1)
+        differences, squares = (
+            table(jax.tree.map(lambda part: part[0], merged(query, path, codebook, lengths=of_lengths)), codebook[used])
+            for of_lengths in (False, True)
+        )
+        differences[np.abs(differences) < ROUNDING * squares] = 0.0  # of equal vectors rounding alone is left
+        distances[path] = _entries(differences, places)
+        lengths += _entries(squares, places).sum(1)
     return distances, lengths
 
 
@@ -236,27 +233,45 @@ def is_sparse(path: str, codebook: Float[np.ndarray, "k d"]) -> bool:
     return path == "abnormal" and not codebook[0].any()
 
 
-def padded_examples(queries: Queries, size: int, path: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What `table` takes of a path's examples, each with [size,p] in front; the last query is repeated."""
-    examples, rows = [], np.minimum(np.arange(size), len(queries) - 1)
+class Merged(NamedTuple):
+    """All examples of a path as one, with [Q] in front or not.
+
+    In cell p code c adds  squares[p] ||c||^2 - 2 points[p] c + offsets[p]  to the distance.
+    """
+
+    squares: Float[Array, "*q p"]
+    points: Float[Array, "*q p d"]
+    offsets: Float[Array, "*q p"]
+
+
+def merged(queries: Queries, path: str, codebook: Float[np.ndarray, "k d"], *, lengths: bool = False) -> Merged:
+    """The examples of `path`; with `lengths`, for what relative distances are divided by in place of the distance."""
+    squares, points, offsets = 0.0, 0.0, 0.0
     for example in queries.examples:
-        lengths = example.weights if example.lengths is None else example.lengths
-        points, weights, lengths = (array[rows if len(array) > 1 else rows * 0]
-                                    for array in (example.points, example.weights, lengths))
-        cells = weights.reshape(size, -1)
         if example.path == path:
-            examples.append((points.reshape(*cells.shape, *points.shape[3:]), cells, lengths.reshape(size, -1)))
-    return examples
+            vectors = codebook[example.points] if example.quantised else example.points.astype(codebook.dtype)
+            weights, of_squares = example.weights, example.weights
+            if lengths:
+                weights, of_squares = 0 * weights, np.abs(weights)
+            elif queries.share is not None:
+                of_squares = weights - queries.share[:, None, None] * np.abs(weights)
+            squares = squares + of_squares
+            points = points + weights[..., None] * vectors
+            offsets = offsets + of_squares * (vectors**2).sum(-1)
+    cells = points.shape[1] * points.shape[2]
+    return Merged(*(np.broadcast_to(part, (len(queries), *part.shape[1:])).reshape(len(queries), cells, *part.shape[3:])
+                    for part in (squares, points, offsets)))
 
 
-def table(
-    points: Int[Array, "p"] | Float[Array, "p d"], weights: Float[Array, "p"], lengths: Float[Array, "p"],
-    codebook: Float[Array, "k d"],
-) -> Float[Array, "p k"]:
-    """What each code in each cell adds to the distance from one example of one query."""
-    points = codebook[points] if points.ndim == 1 else points.astype(codebook.dtype)
-    squares = (points**2).sum(1)[:, None] + (codebook**2).sum(1)
-    return lengths[:, None] * squares - 2 * weights[:, None] * (points @ codebook.T)
+def padded(examples: Merged, size: int) -> Merged:
+    """`examples` of so many queries: the last is repeated."""
+    return jax.tree.map(lambda part: part[np.minimum(np.arange(size), len(part) - 1)], examples)
+
+
+def table(example: Merged, codebook: Float[Array, "k d"]) -> Float[Array, "p k"]:
+    """What each code in each cell adds to the distance from one query."""
+    squares, points, offsets = example
+    return squares[:, None] * (codebook**2).sum(1) - 2 * (points @ codebook.T) + offsets[:, None]
 
 
 def _queries(normal: object, abnormal: object, what: str, kind: type, ndim: int) -> Queries:

@@ -22,7 +22,7 @@ from decomp_jax.retrieval.distance import (
     GROUP, NO_DISTANCE, NOBODY, Nearest, Quantised, Tables, every, nearest, quantise,
 )
 from decomp_jax.retrieval.layout import Layout, Members, make_layout, run_starts
-from decomp_jax.retrieval.queries import Queries, is_sparse, padded_examples, table
+from decomp_jax.retrieval.queries import Merged, Queries, is_sparse, merged, padded, table
 
 # Queries scanned together, entries of their own tables, and codes that may be looked at exactly at a time (some 40
 # bytes each).
@@ -93,7 +93,7 @@ class Index:
             return Tables(shared.exact, shared.lower, lines, shift), unit, np.asarray(shared.base)[lines].sum(1)
         with jax.enable_x64(True):
             codebooks = list(self.codebooks.values())
-            examples = [padded_examples(queries, _power_of_two(count), path) for path in self.codebooks]
+            examples = [padded(merged(queries, *book), _power_of_two(count)) for book in self.codebooks.items()]
             own = own_tables(*self._replicated((examples, codebooks)), sparse=self.sparse, positions=self.positions)
         lines = np.arange(count * self.positions, dtype=np.int32).reshape(count, -1)
         shift, unit, base = (np.asarray(values)[:count] for values in (own.shift, own.unit, own.base))
@@ -283,13 +283,11 @@ quantise_shared = jax.jit(quantise, static_argnames=("sparse", "positions"))
 
 @functools.partial(jax.jit, static_argnames=("sparse", "positions"))
 def own_tables(
-    examples: Sequence[Sequence[tuple[Array, Array, Array]]], codebooks: Sequence[Float[Array, "k d"]], *,
-    sparse: tuple[bool, ...], positions: int,
+    examples: Sequence[Merged], codebooks: Sequence[Float[Array, "k d"]], *, sparse: tuple[bool, ...], positions: int,
 ) -> Quantised:
-    """Tables [Q*positions,K] of Q queries, from what `padded_examples` gives for each path."""
-    def one(examples: Sequence[Sequence[tuple[Array, Array, Array]]]) -> Quantised:
-        tables = [sum(table(*example, codebook) for example in own) for own, codebook in zip(examples, codebooks)]
-        return quantise(tables, sparse, positions)
+    """Tables [Q*positions,K] of Q queries, from their examples and codebook of each path."""
+    def one(examples: Sequence[Merged]) -> Quantised:
+        return quantise([table(*both) for both in zip(examples, codebooks)], sparse, positions)
 
     own = jax.lax.map(one, examples)
     exact, lower = (part.reshape(-1, part.shape[2]) for part in own[:2])
@@ -304,8 +302,8 @@ def _scanned_sparse(path: str, codebook: np.ndarray) -> bool:
 def _are_codes(queries: Queries) -> bool:
     """Whether one table serves all of the queries: one code a path, each cell counted once or left out."""
     examples = queries.examples
-    return len(queries.paths) == len(examples) and all(
-        example.quantised and example.lengths is None and np.isin(example.weights, (0, 1)).all() for example in examples
+    return queries.share is None and len(queries.paths) == len(examples) and all(
+        example.quantised and np.isin(example.weights, (0, 1)).all() for example in examples
     )
 
 

@@ -25,8 +25,6 @@ from decomp_jax.room.upload import Brought
 MOST_HITS = 200
 MOST_EXAMPLES = 16
 MOST_THUMBNAILS = 256
-# Numbers of examples of a path that are compiled for.
-EXAMPLES = (0, 1, 4, 2 * MOST_EXAMPLES + 1)
 PATIENTS = 12
 FAINT = 0.02  # what paintings have below it is no part of the body
 
@@ -119,7 +117,7 @@ class Room:
         ]
         for share in (0.0, 0.5, 1.0):
             question = {"anatomy": first, "lesion": last, "share": share}
-            steps += [functools.partial(self.ask, question), functools.partial(self.ask, question | {"like": [last]})]
+            steps.append(functools.partial(self.ask, question))
             if not self._pictures.at_hand:  # an image that is brought is asked with otherwise than the archive's
                 steps.append(functools.partial(self.ask, question | {"anatomy": blank, "lesion": blank}))
         if self._can_draw:
@@ -229,9 +227,6 @@ class Room:
             like.append(latents(abnormal=self._sketch(question.lesion["drawing"])[None]))
         like, unlike = like + others[:len(question.like)], others[len(question.like):]
         queries = by_examples(like, unlike, weight=question.share)
-        for path in question.paths:  # padded to a few numbers of examples: each is compiled for
-            own = _of_path(0 * queries, path).examples
-            queries += Queries(own[:1] * (next(size for size in EXAMPLES if size >= len(own)) - len(own)))
         if question.region is not None:
             mask = drawn(question.region, self._decomposer.settings.size, 1) > 0
             queries = region_weights(mask, self._decomposer.grid) * queries
@@ -276,10 +271,6 @@ def _checked_share(share: Any) -> float:
     if type(share) not in (int, float) or not 0 <= share <= 1:
         raise UserError("share: needs a number from 0 to 1; ask again")
     return share
-
-
-def _of_path(queries: Queries, path: str) -> Queries:
-    return Queries(tuple(example for example in queries.examples if example.path == path))
 
 
 def _query(pictures: Sequence[Picture], paths: Sequence[str]) -> Queries:

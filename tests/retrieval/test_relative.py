@@ -7,6 +7,7 @@ import pytest
 from brute_force import ANY_QUERIES, assert_nearest, lengths, make_any_queries, make_bank
 
 from decomp_jax.retrieval import CodeBank, Queries, latents, relative
+from decomp_jax.retrieval.search import MOST_QUERIES
 
 
 @pytest.fixture(scope="module", params=["duplicates", "sparse"])
@@ -22,6 +23,16 @@ def ratios(bank: CodeBank, queries: Queries, distances: np.ndarray) -> np.ndarra
 @pytest.mark.parametrize("name", ANY_QUERIES)
 def test_equals_brute_force(bank: CodeBank, name: str) -> None:
     queries, distances = make_any_queries(bank, name, 5)
+    assert_nearest(bank, bank.search(relative(queries), k=10), ratios(bank, queries, distances), k=10)
+
+
+def test_more_queries_than_are_scanned_together() -> None:
+    """Faint and strong lesions by turns: each has a threshold of its own, in every block of queries and every round."""
+    bank, count = make_bank("sparse", 1000), 2 * MOST_QUERIES + 10
+    book = bank.abnormal_codebook.astype(np.float64)
+    points = (book[bank.abnormal_indices[-count:]] * np.geomspace(0.05, 5, count)[:, None, None, None]).astype(np.float32)
+    distances = np.stack([np.square(one - book[bank.abnormal_indices]).sum((1, 2, 3)) for one in points.astype(float)])
+    queries = latents(abnormal=points)
     assert_nearest(bank, bank.search(relative(queries), k=10), ratios(bank, queries, distances), k=10)
 
 
