@@ -201,26 +201,19 @@ def ratios(
 def _by_cell(
     query: Queries, indices: Mapping[str, Int[np.ndarray, "k p"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
 ) -> tuple[dict[str, Float[np.ndarray, "k p"]], Float[np.ndarray, "k"]]:
-    """Of k codes what each cell adds to the distance from one query, and what relative distances are divided by.
-
-    Both are entries of the query's tables, which are made for the codes that occur alone.
-    """
+    """Of k codes what each cell adds to the distance from one query, and what relative distances are divided by."""
     distances, lengths = {}, np.zeros(len(indices[query.paths[0]]))
     for path in query.paths:
-        used, places = np.unique(indices[path], return_inverse=True)
-        places, codebook = places.reshape(indices[path].shape), codebooks[path]
-        differences, squares = (
-            table(jax.tree.map(lambda part: part[0], merged(query, path, codebook, lengths=of_lengths)), codebook[used])
-            for of_lengths in (False, True)
-        )
-        differences[np.abs(differences) < ROUNDING * squares] = 0.0  # of equal vectors rounding alone is left
-        distances[path] = _entries(differences, places)
-        lengths += _entries(squares, places).sum(1)
+        own, codebook = indices[path], codebooks[path]
+        squares, points, offsets = (part[0] for part in merged(query, path, codebook))
+        whole = merged(query, path, codebook, lengths=True)
+        norms = (codebook**2).sum(1)[own]
+        over = whole.squares[0] * norms + whole.offsets[0]
+        cells = squares * norms - 2 * np.einsum("kpd,pd->kp", codebook[own], points) + offsets
+        cells[np.abs(cells) < ROUNDING * over] = 0.0  # of equal vectors rounding alone is left
+        distances[path] = cells
+        lengths += over.sum(1)
     return distances, lengths
-
-
-def _entries(table: Float[np.ndarray, "p n"], places: Int[np.ndarray, "k p"]) -> Float[np.ndarray, "k p"]:
-    return np.take_along_axis(table.T, places, 0)
 
 
 def _divided(values: Float[np.ndarray, "..."], lengths: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
