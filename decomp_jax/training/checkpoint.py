@@ -241,9 +241,10 @@ def _read_for_inference(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _shapes(folder: Path) -> Any:
-    """The tree of a checkpoint's state, by orbax's JSON, which has no checksums: what orbax stumbles over is damage."""
+    """Shapes and types of a checkpoint's state, by orbax's JSON, which has no checksums: what orbax stumbles over is damage."""
     try:
-        return ocp.StandardCheckpointHandler().metadata(folder / "state").tree
+        tree = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     except Exception as error:
         if isinstance(error, (OSError, MemoryError, jax.errors.JaxRuntimeError)) or _status(error):
             raise

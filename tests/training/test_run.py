@@ -138,6 +138,14 @@ def test_json_of_orbax_that_is_no_longer_what_it_wrote_is_damage(finished, tmp_p
     assert "8: damaged (metadata of its state: " in caplog.text
 
 
+def test_a_leaf_that_orbax_would_pass_over_is_damage(finished, tmp_path, caplog):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints" / "8" / "state" / "_METADATA"
+    path.write_text(path.read_text().replace('"skip_deserialize": false', '"skip_deserialize": true'))
+    assert restore_for_inference(tmp_path)[1]["step"] == 4
+    assert "8: damaged (metadata of its state: " in caplog.text
+
+
 def without_optimiser(state: dict) -> dict:
     return {name: value for name, value in state.items() if name != "opt_state"}
 
