@@ -241,7 +241,7 @@ def _read_for_inference(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _shapes(folder: Path) -> Any:
-    """Shapes and types of a checkpoint's state, by orbax's JSON, which has no checksums: what orbax stumbles over is damage."""
+    """Shapes and types of a state, by orbax's JSON, which has no checksums: what orbax stumbles over is damage."""
     try:
         tree = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
