@@ -73,13 +73,21 @@ def only_map(flag: str, folder: Path, patient_id: str) -> Path:
 
 
 def _maps_of(folder: Path, patient_id: str) -> set[Path]:
-    patterns = (f"{patient_id}/*.nii*", f"{patient_id}[-_.]*.nii*", f"{patient_id}.nii*")
-    return {path for pattern in patterns for path in folder.glob(pattern)}
+    paths = (*folder.glob("*.nii*"), *(folder / patient_id).glob("*.nii*"))
+    return {path for path in paths if patient_id in _ids_of(path.relative_to(folder))}
+
+
+def _ids_of(path: Path) -> set[str]:
+    """All that the patient may be called whose map this is, by its path within the folder."""
+    if len(path.parts) > 1:
+        return {path.parts[0]} if len(path.parts) == 2 else set()
+    return {path.name[:i] for i, letter in enumerate(path.name) if letter in "-_."}
 
 
 def maps_of_nobody(folder: Path, patient_ids: Iterable[str]) -> list[Path]:
     """Files of a folder that are the map of none of the patients."""
-    return sorted(set(folder.rglob("*.nii*")).difference(*(_maps_of(folder, patient_id) for patient_id in patient_ids)))
+    ids = set(patient_ids)
+    return sorted(path for path in folder.rglob("*.nii*") if ids.isdisjoint(_ids_of(path.relative_to(folder))))
 
 
 def six_regions(

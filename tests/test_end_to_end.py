@@ -12,7 +12,9 @@ import pytest
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
+from decomp_jax.files import sealed
 from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.inference.export import export_run
 from decomp_jax.training.checkpoint import restore_for_inference, write_exported
 from tests.conftest import run_python, start_python
 
@@ -149,6 +151,21 @@ def test_a_damaged_export_is_told(work, tmp_path):
         restore_for_inference(tmp_path / "model")
 
 
+@pytest.mark.parametrize("text, says", [
+    (None, "not found"),
+    ('{"retrieval": {"normal"', "not JSON that can be read"),
+    ("[]", "not a JSON object"),
+    ('{"retrieval": {}}', "its digest does not hold"),
+    (json.dumps({**sealed({"slices": 80}), "slices": 90}), "its digest does not hold"),
+])
+def test_a_damaged_report_is_told(work, phantom, tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=f"^{tmp_path}/metrics.json: .*{says}.*; write the report again with"):
+        export_run(work / "run", phantom, [tmp_path], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     "command, says",
     [
@@ -156,6 +173,7 @@ def test_a_damaged_export_is_told(work, tmp_path):
         (("encode", "--workdir={w}", "--data={p}", "--split=query", "--out={w}/x"), "no checkpoints here"),
         (("encode", "--workdir={w}/run", "--data={p}", "--split=query", "--out={w}/query"), "exists already"),
         (("search", "--bank={w}/none", "--queries={w}/query", "--by=both", "--out={w}/x"), "none"),
+        (("export", "--workdir={w}/run", "--data={p}", "--report={w}", "--out={w}/x"), "metrics.json: not found"),
         (("query", "--workdir={w}/run", "--bank={w}/query", "--image={w}/none.nii.gz", "--slice=3", "--out={w}/x"), "none.nii.gz"),
     ],
 )

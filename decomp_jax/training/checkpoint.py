@@ -204,11 +204,11 @@ def _read(read: Callable[[Path], Any], checkpoint: Path) -> Any:
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Damage(_first_line(error)) from error
     except (OSError, MemoryError, ValueError, jax.errors.JaxRuntimeError) as error:
-        status = re.match(r"([A-Z_]+): ", str(error))
-        if isinstance(error, ValueError) and status is None:
+        status = _status(error)
+        if isinstance(error, ValueError) and not status:
             raise UserError(f"{checkpoint}: not a state of this version ({_first_line(error)}); go on with the version "
                             "that wrote it, or take another --workdir") from error
-        if status and status[1] in DAMAGE_STATUS and _system_error(error) in (None, errno.ENOENT):
+        if status in DAMAGE_STATUS and _system_error(error) in (None, errno.ENOENT):
             raise Damage(_first_line(error)) from error
         raise UserError(f"{checkpoint}: can't be read now ({_first_line(error)}); it is left as it is: mend the cause "
                         "and give the same command again") from error
@@ -225,23 +225,35 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 def _read_state(folder: Path, meta: dict[str, Any], like: State) -> State:
     """As NumPy arrays. Read by each process alone: none waits for another that can't."""
-    handler = ocp.StandardCheckpointHandler()
-    handler.metadata(folder / "state")  # says more clearly what is missing
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    state = handler.restore(folder / "state", args=ocp.args.StandardRestore(target))
+    _shapes(folder)  # says more clearly what is missing
+    state = _restore(folder, like)
     _check_digests({name: getattr(state, name) for name in meta["digests"]}, meta["digests"])
     return state
 
 
 def _read_for_inference(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """State and meta; whatever optimiser the run had, and on whatever devices."""
-    meta, handler = _read_meta(folder), ocp.StandardCheckpointHandler()
-    shapes = handler.metadata(folder / "state").tree
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-    state = handler.restore(folder / "state", args=ocp.args.StandardRestore(target))
+    meta = _read_meta(folder)
+    state = _restore(folder, _shapes(folder))
     # The optimiser's tuples come back as other containers, in another order.
     _check_digests(state, {name: value for name, value in meta["digests"].items() if name != "opt_state"})
     return state, meta
+
+
+def _shapes(folder: Path) -> Any:
+    """Shapes and types of a state, by orbax's JSON, which has no checksums: what orbax stumbles over is damage."""
+    try:
+        tree = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    except Exception as error:
+        if isinstance(error, (OSError, MemoryError, jax.errors.JaxRuntimeError)) or _status(error):
+            raise
+        raise Damage(f"metadata of its state: {_first_line(error)}") from error
+
+
+def _restore(folder: Path, like: Any) -> Any:
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    return ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(target))
 
 
 def _check_digests(state: dict[str, Any], digests: dict[str, str]) -> None:
@@ -262,6 +274,12 @@ def _disk_space(folder: Path) -> Iterator[None]:
         if (number := _system_error(error)) in FULL:
             raise no_space(folder, os.strerror(number)) from error
         raise
+
+
+def _status(error: Exception) -> str:
+    """Tensorstore's and JAX's word for what went wrong, with which their messages begin."""
+    match = re.match(r"([A-Z_]+): ", str(error))
+    return match[1] if match else ""
 
 
 def _system_error(error: Exception) -> int | None:

@@ -95,12 +95,17 @@ def test_a_folder_holds_one_map_a_patient(tmp_path):
 
 def test_maps_of_no_patient_are_named(tmp_path, brats, capsys):
     patients = sorted(path.name for path in brats.iterdir())
-    for name in (*patients, "P5"):
-        save(tmp_path / "maps" / f"{name}.nii.gz", halves(1, 2))
+    ours = [f"{patients[0]}.nii.gz", f"{patients[1]}-aseg.nii", f"{patients[2]}/any.nii.gz"]
+    ours += [f"{name}_a.b.nii" for name in patients[3:]]
+    others = ["P5.nii.gz", f"{patients[0]}1.nii.gz", f"x_{patients[0]}.nii.gz", f"{patients[1]}/deeper/any.nii.gz"]
+    for name in ours + others:
+        save(tmp_path / "maps" / name, halves(1, 2))
     prepare("brats", "--src", brats, "--out", tmp_path / "out", "--size", 64, "--anatomy", tmp_path / "maps",
             "--anatomy_scheme", "six")
-    assert f"--anatomy {tmp_path / 'maps'}: 1 files are of no patient, first P5.nii.gz" in capsys.readouterr().err
-    assert manifest(tmp_path / "out")["source"]["left_out_anatomy"] == ["P5.nii.gz"]
+    told = f"--anatomy {tmp_path / 'maps'}: 4 files are of no patient, first {patients[0]}1.nii.gz"
+    assert told in capsys.readouterr().err
+    assert manifest(tmp_path / "out")["source"]["left_out_anatomy"] == [
+        str(path) for path in sorted(map(Path, others))]
 
 
 def test_records_hold_the_regions(tmp_path, brats):

@@ -20,7 +20,7 @@ from data_prep.join import join_parts
 from data_prep.slices import write_manifest
 from decomp_jax.config import DataConfig
 from decomp_jax.data.pipeline import split_batches, train_batches
-from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.records import SliceDataset, verify
 from decomp_jax.data.schema import SPLITS, Settings, content_digest
 from decomp_jax.errors import UserError
 from decomp_jax.mesh import data_mesh
@@ -115,6 +115,19 @@ def test_a_joined_set_moves_with_its_parts(tmp_path, copies):
     shutil.copytree(tmp_path / "moved" / "part-2", tmp_path / "moved" / "part-3")
     with pytest.raises(UserError, match="part-3: is not what was joined as .*all; join again"):
         SliceDataset(tmp_path / "moved" / "all", "train")
+
+
+@pytest.mark.parametrize("file", ["rows-train.npy", "slices/slices-train.tfrecord-*"])
+def test_verify_names_the_file_of_a_part_in_which_a_byte_was_flipped(copies, file):
+    join_parts(copies / "all", five(copies))
+    verify(copies / "all")
+    (path,) = (copies / "part-4").glob(file)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    SliceDataset(copies / "all", "train")  # rows are the joined set's own, and records are looked at when they are read
+    with pytest.raises(UserError, match=f"/part-4/.*{path.name}: checksum is not the one in manifest.json"):
+        verify(copies / "all")
 
 
 def rename(folder: Path, change) -> None:

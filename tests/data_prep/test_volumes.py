@@ -1,6 +1,7 @@
 """Layouts of volumes: the same patients give the same records, whatever the numbers and the files."""
 
 import json
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import nibabel as nib
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 from monai.transforms import LoadImage, Orientation
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities import utils as nnunet_utils
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tests.data_prep import same_patients
 from tests.data_prep.conftest import SIZE, manifest, prepare, records, table
 from tests.data_prep.same_patients import AFFINE, ED, ET, NCR, SHAPE, save, write_json
@@ -164,6 +168,27 @@ def nnunet(tmp_path) -> Path:
 
 def change_json(path: Path, **changes) -> None:
     write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def test_nnunet_reads_its_own_layout_alike(tmp_path, nnunet, monkeypatch):
+    """Which file is what, voxels, their place and regions, from nnU-Net's own list, reader and label manager."""
+    prepare("volumes", "--src", nnunet, "--out", tmp_path / "out", "--size", 256, "--window=0,1000")
+    meta = json.loads((nnunet / "dataset.json").read_text())
+    monkeypatch.setattr(nnunet_utils, "Pool", ThreadPool)  # processes can't be forked beside JAX
+    theirs = nnunet_utils.get_filenames_of_train_images_and_targets(str(nnunet), meta)
+    found = [record for split in manifest(tmp_path / "out")["splits"] for record in records(tmp_path / "out", split)]
+    assert {record["patient_id"] for record in found} == {*theirs} and len(theirs) == 12
+    regions = LabelManager(meta["labels"], meta["regions_class_order"]).foreground_regions
+    for record in found:
+        case, z = theirs[record["patient_id"]], record["slice_index"]
+        reader = determine_reader_writer_from_dataset_json(meta, case["label"], verbose=False)()
+        (images, properties), (labels, _) = reader.read_images(case["images"]), reader.read_seg(case["label"])
+        assert properties["spacing"] == [2, 1, 1] and record["position_mm"] == properties["sitk_stuff"]["origin"][2] + 2 * z
+        np.testing.assert_allclose(record["image"][108:148, 110:146], images[:, z].transpose(1, 2, 0) / 1000, atol=1e-3)
+        for ours, region in zip(((NCR, ED, ET), (NCR, ET), (ET,)), regions, strict=True):  # whole, core, enhancing
+            np.testing.assert_array_equal(
+                np.isin(record["label"][108:148, 110:146], ours), np.isin(labels[0, z], region)
+            )
 
 
 def test_ignored_slices_are_unlabelled(tmp_path, nnunet):

@@ -127,6 +127,25 @@ def test_damage_to_any_one_file_is_noticed_or_harmless(finished, tmp_path):
     assert 4 in taken
 
 
+@pytest.mark.parametrize("name", ["_METADATA", "_sharding"])
+@pytest.mark.parametrize("value", [3.5, {"a": 1}, "{}"])
+def test_json_of_orbax_that_is_no_longer_what_it_wrote_is_damage(finished, tmp_path, caplog, name, value):
+    """It has no checksum, and what orbax raises then is of many kinds."""
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints" / "8" / "state" / name
+    path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()), value)))
+    assert restore_for_inference(tmp_path)[1]["step"] == 4
+    assert "8: damaged (metadata of its state: " in caplog.text
+
+
+def test_a_leaf_that_orbax_would_pass_over_is_damage(finished, tmp_path, caplog):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints" / "8" / "state" / "_METADATA"
+    path.write_text(path.read_text().replace('"skip_deserialize": false', '"skip_deserialize": true'))
+    assert restore_for_inference(tmp_path)[1]["step"] == 4
+    assert "8: damaged (metadata of its state: " in caplog.text
+
+
 def without_optimiser(state: dict) -> dict:
     return {name: value for name, value in state.items() if name != "opt_state"}
 
