@@ -332,7 +332,8 @@ METHODS = {
         lambda patients, target: None if target == "normal" else patients.nearest_patients(target, np.inf)[0],
     ),
     "votes": Method(
-        "votes of slices", POOLED, f"How many of the {VOTES} slices nearest to each of the query's, by relative distance, are the patient's.",
+        "votes of slices", POOLED,
+        f"How many of the {VOTES} slices nearest to each of the query's, by relative distance, are the patient's.",
         by_tally(np.ones_like),
     ),
     "sum": Method(
