@@ -31,6 +31,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no_intensity": {"augment.intensity": 0.0},
     "scanner": {f"augment.{name}": value for name, value in SCANNER.items()},
     **{f"scanner_{name}": {f"augment.{name}": value} for name, value in SCANNER.items()},
+    "drop_channel": {"augment.drop_channel": 0.4},
     "rotation": {"augment.rotation": 12.0, "augment.scale": 0.12},
     "no_revival": {"model.revive_below": 0.0},
     "no_warmup": {"train.warmup_steps": 0},

@@ -23,7 +23,7 @@ from decomp_jax.preparation.releases import survey
 def make_phantom(flags: argparse.Namespace) -> None:
     write_dataset(
         flags.out,
-        settings=phantom.settings(flags.size),
+        settings=phantom.settings(flags.size, flags.modalities),
         splits=splits.split_by_hash(
             phantom.patient_ids(flags.patients),
             splits.PHANTOM_SHARES,
@@ -31,7 +31,8 @@ def make_phantom(flags: argparse.Namespace) -> None:
             growing=flags.shard is not None,
         ),
         prepare=functools.partial(
-            phantom.prepare, seed=flags.seed, size=flags.size, domain=phantom.DOMAINS[flags.domain]
+            phantom.prepare, seed=flags.seed, size=flags.size, domain=phantom.DOMAINS[flags.domain],
+            modalities=flags.modalities,
         ),
         workers=flags.workers,
         on_error="stop",
@@ -289,10 +290,14 @@ def parser() -> argparse.ArgumentParser:
                             "ID_mask.nii.gz or ID/*mask*.nii.gz")
     scans.add_argument("--unlabelled", action="store_true", help="take patients without a segmentation, too")
 
+    channel = argparse.ArgumentParser(add_help=False)
+    channel.add_argument("--modalities", type=modalities, default=MODALITIES[:1], metavar="NAME,...",
+                         help=f"channels, of {', '.join(MODALITIES)} (default: {MODALITIES[0]})")
+
     top = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="phantom | brats | volumes | images | join")
 
-    command = commands.add_parser("phantom", parents=[common], help="synthetic patients; no download")
+    command = commands.add_parser("phantom", parents=[common, channel], help="synthetic patients; no download")
     command.set_defaults(make=make_phantom)
     command.add_argument("--patients", type=positive, default=200, metavar="N", help="default: %(default)s")
     command.add_argument("--size", type=int, default=64, choices=(64, 128, 256),
@@ -301,12 +306,10 @@ def parser() -> argparse.ArgumentParser:
                          help="plain: clean scans of one kind; wide: of any scanner and preparation, to train networks "
                               "that are to meet real scans")
 
-    command = commands.add_parser("brats", parents=[common, real, scans],
+    command = commands.add_parser("brats", parents=[common, real, scans, channel],
                                   help="BraTS releases since 2017, as they come")
     command.set_defaults(make=make_brats, query_fold=None)
     command.add_argument("--src", type=Path, required=True, metavar="DIR", help="folder of patients; releases may mix")
-    command.add_argument("--modalities", type=modalities, default=MODALITIES[:1], metavar="NAME,...",
-                         help=f"channels, of {', '.join(MODALITIES)} (default: {MODALITIES[0]})")
     command.add_argument("--label_map", type=label_map, default={}, metavar="LABEL:CLASS,...",
                          help="meaning of labels that a release does not name: 0 none, 1 NCR, 2 ED, 3 ET "
                               "(4:0 leaves out the resection cavities of 2024)")

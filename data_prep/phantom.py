@@ -1,8 +1,9 @@
 """Synthetic glioma patients on real anatomy, with the lesion-free counterfactual that no real data set has.
 
-A patient is the MNI152 head seen through its own smooth deformation, tissue contrast, enhancing vessels, bias field
-and noise, as in a T1 scan with gadolinium. It gets a glioma: an uneven core with an enhancing ring around necrosis,
-oedema that creeps through white matter, and mass effect.
+A patient is the MNI152 head seen through its own smooth deformation, tissue contrast, vessels, bias field and noise, as
+in a T1 scan with gadolinium, and if asked for in scans of other contrasts: the same head, each with a bias field and
+noise of its own. It gets a glioma: an uneven core with an enhancing ring around necrosis, oedema that creeps through
+white matter, and mass effect.
 
 `healthy` is the same slice without lesion tissue. The deformation (mass effect included), contrast, bias field, noise
 and intensity constants are the image's own, so that the two are equal wherever `label` is 0.
@@ -35,27 +36,17 @@ Range = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Domain:
-    """What scans are drawn from: scanners, contrast agents and preparations, grey matter's signal being 1.
+class Sequence:
+    """What the signals of one modality are drawn from, grey matter's being 1. The defaults are those of T1ce.
 
     Attributes:
-        lesion_share: of the stored slices.
-        least_brain: mm^2; slices with less brain are not stored.
         white, fluid: signals.
-        vessel: above white matter.
+        vessel: above white matter; of what takes up contrast agent in a healthy head, too.
         ring: of enhancing tumour, in white matters.
         necrosis, filled: of a core that enhances and of one that doesn't, from 0 as fluid to 1 as white matter.
-        oedema: relative loss.
-        bias: deviation of the bias field's log.
-        blur: deviation, mm in plane.
-        noise: deviation, of a mean over 1 mm^2.
-        sinus: thickness of enhancing patches at the brain's surface, mm.
-        imperfect: whether skull-stripping may leave some of the skull and take some of the brain, fields of view be
-            cut, slices be thick and noise be correlated, and whether lesions blur beyond their labels.
+        oedema: relative loss; negative where it is bright.
     """
 
-    lesion_share: float = 0.7
-    least_brain: float = 1000
     white: Range = (1.08, 1.35)
     fluid: Range = (0.3, 0.6)
     vessel: Range = (0.5, 1.6)
@@ -63,6 +54,27 @@ class Domain:
     necrosis: Range = (0.2, 0.6)
     filled: Range = (0.55, 0.8)
     oedema: Range = (0.18, 0.35)
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """What scans are drawn from: scanners, contrast agents and preparations.
+
+    Attributes:
+        sequences: by modality.
+        lesion_share: of the stored slices.
+        least_brain: mm^2; slices with less brain are not stored.
+        bias: deviation of the bias field's log.
+        blur: deviation, mm in plane.
+        noise: deviation, of a mean over 1 mm^2, grey matter's signal being 1.
+        sinus: thickness of enhancing patches at the brain's surface, mm.
+        imperfect: whether skull-stripping may leave some of the skull and take some of the brain, fields of view be
+            cut, slices be thick and noise be correlated, and whether lesions blur beyond their labels.
+    """
+
+    sequences: dict[str, Sequence]
+    lesion_share: float = 0.7
+    least_brain: float = 1000
     bias: Range = (0.03, 0.1)
     blur: Range = (0.3, 0.9)
     noise: Range = (0.01, 0.03)
@@ -70,21 +82,50 @@ class Domain:
     imperfect: bool = False
 
 
+# Without contrast agent vessels are dark, and the ring is as the core around it. In FLAIR fluid is suppressed and
+# oedema is the brightest of all.
+PLAIN = {
+    "t1ce": Sequence(),
+    "t1": Sequence(vessel=(-0.5, -0.2), ring=(0.65, 0.85)),
+    "t2": Sequence(
+        white=(0.6, 0.75), fluid=(1.8, 2.5), vessel=(-0.3, -0.1), ring=(1.5, 2.1), necrosis=(0.1, 0.4),
+        filled=(0.35, 0.6), oedema=(-1.4, -0.9),
+    ),
+    "flair": Sequence(
+        white=(0.75, 0.92), fluid=(0.15, 0.35), vessel=(-0.4, -0.1), ring=(1.2, 1.6), necrosis=(0.3, 1),
+        filled=(1.3, 1.7), oedema=(-1.5, -0.9),
+    ),
+}
+WIDE_T1CE = Sequence(
+    white=(1.02, 1.6), fluid=(0.15, 0.75), vessel=(0.2, 3.5), ring=(1.1, 2.4), necrosis=(0.05, 0.9), filled=(0.3, 0.95),
+    oedema=(0.07, 0.45),
+)
 # `plain` are clean scans of one kind. `wide` is to hold scans of any scanner: wider than the field's, so that a network
 # trained on it has to go by shape.
 DOMAINS = {
-    "plain": Domain(),
+    "plain": Domain(PLAIN),
     "wide": Domain(
-        lesion_share=0.5, least_brain=60, white=(1.02, 1.6), fluid=(0.15, 0.75), vessel=(0.2, 3.5), ring=(1.1, 2.4),
-        necrosis=(0.05, 0.9), filled=(0.3, 0.95), oedema=(0.07, 0.45), bias=(0.03, 0.3), blur=(0.3, 1.8),
-        noise=(0.005, 0.06), sinus=(1, 4), imperfect=True,
+        {
+            "t1ce": WIDE_T1CE,
+            "t1": dataclasses.replace(WIDE_T1CE, vessel=(-0.7, 0), ring=(0.5, 0.95)),
+            "t2": Sequence(
+                white=(0.5, 0.95), fluid=(1.5, 3.2), vessel=(-0.5, 0.1), ring=(1.1, 2.4), necrosis=(0, 0.7),
+                filled=(0.2, 0.8), oedema=(-1.8, -0.4),
+            ),
+            "flair": Sequence(
+                white=(0.65, 1), fluid=(0.05, 0.6), vessel=(-0.6, 0.2), ring=(1, 2), necrosis=(0, 1.4), filled=(1.1, 2),
+                oedema=(-2, -0.5),
+            ),
+        },
+        lesion_share=0.5, least_brain=60, bias=(0.03, 0.3), blur=(0.3, 1.8), noise=(0.005, 0.06), sinus=(1, 4),
+        imperfect=True,
     ),
 }
 
 
-def settings(size: int) -> Settings:
-    """How phantom slices are prepared: as BraTS t1ce slices, with anatomy and `healthy` beside them."""
-    return Settings(source="phantom", size=size, anatomy_classes=ANATOMY_CLASSES, healthy=True)
+def settings(size: int, modalities: tuple[str, ...] = ("t1ce",)) -> Settings:
+    """How phantom slices are prepared: as BraTS slices, with anatomy and `healthy` beside them."""
+    return Settings(source="phantom", size=size, modalities=modalities, anatomy_classes=ANATOMY_CLASSES, healthy=True)
 
 
 def patient_ids(n: int) -> list[str]:
@@ -92,30 +133,46 @@ def patient_ids(n: int) -> list[str]:
     return [f"phantom-{i:04d}" for i in range(1, n + 1)]
 
 
-def prepare(patient_id: str, *, seed: int, size: int, domain: Domain = DOMAINS["plain"]) -> PatientSlices:
+def prepare(
+    patient_id: str, *, seed: int, size: int, domain: Domain = DOMAINS["plain"], modalities: tuple[str, ...] = ("t1ce",)
+) -> PatientSlices:
     """A patient's slices, 4 mm apart, a pure function of the arguments.
+
+    All but the signals is the same whatever the modalities, and so are those of each of them.
 
     All slices with lesion are stored, and as many others, of every height, as make the domain's share. `position_mm` is the
     mean height in MNI152 space of the brain that a slice shows, so that it compares between patients.
     """
-    rng = np.random.default_rng([seed, *hashlib.sha256(patient_id.encode()).digest()])
+    words = [seed, *hashlib.sha256(patient_id.encode()).digest()]
+    rng = np.random.default_rng(words)
     grid = Grid(1 if size > 64 else 2)  # fine enough to be averaged
     pixel = (grid.spacing, grid.spacing)
     shown, foci = _shape(rng)
     head = _head(rng, grid, shown)
-    contrast = _contrast(rng, domain)
-    lesion = _lesion(rng, grid, foci, head, contrast)
-    healthy = _healthy_signal(rng, grid, head, contrast, domain)
-    image = _lesion_signal(rng, grid, healthy, lesion, contrast)
-    foreground, (image, healthy) = _stripped(rng, grid, head, foci[0], domain, image, healthy)
+    contrast = _contrast(rng, domain.sequences["t1ce"])
+    lesion = _lesion(rng, grid, foci, head, contrast.enhancing)
+    tissue = _tissue(rng, grid, head, domain)
+    texture = grid.noise(rng, 5) + grid.noise(rng, 2.5)
+    foreground, skull = _stripped(rng, grid, head, foci[0], domain)
 
     label = field_nearest(lesion.label * foreground, pixel, size)
     brain = head.brain & foreground
     shown_mm2 = np.count_nonzero(brain, axis=(1, 2)) * grid.spacing**2
     height = np.sum(head.height, axis=(1, 2), where=brain) * grid.spacing**2 / np.maximum(shown_mm2, 1)
     planes = _planes(rng, height, label.any(axis=(1, 2)), shown_mm2 >= domain.least_brain, domain.lesion_share)
-    scans = _scaled(*_acquired(rng, grid, domain, image, healthy), foreground)
-    image, healthy = (field_mean(scan[planes], pixel, size).astype(np.float16)[..., None] for scan in scans)
+    scans = []
+    for modality in modalities:
+        # T1ce goes on with the patient's own random numbers, the others each have theirs.
+        own, signals = rng, contrast
+        if modality != "t1ce":
+            own = np.random.default_rng([*words, *modality.encode()])
+            signals = _contrast(own, domain.sequences[modality], contrast.enhancing)
+        healthy = _healthy_signal(tissue, signals)
+        image = _lesion_signal(healthy, lesion, texture, signals)
+        image, healthy = (np.where(skull > 0, skull, signal) for signal in (image, healthy))
+        scan = _scaled(*_acquired(own, grid, domain, image, healthy), foreground)
+        scans.append([field_mean(part[planes], pixel, size).astype(np.float16) for part in scan])
+    image, healthy = (np.stack(channels, axis=-1) for channels in zip(*scans))
     label = label[planes]
     # Pixels at the label's edge mix both: beside a lesion one of the two has to take the other's.
     lesion = label[..., None] > 0
@@ -327,16 +384,18 @@ class Contrast:
     oedema: float  # relative loss
 
 
-def _contrast(rng: np.random.Generator, domain: Domain) -> Contrast:
-    white, fluid, enhancing = rng.uniform(*domain.white), rng.uniform(*domain.fluid), rng.random() > 0.12
+def _contrast(rng: np.random.Generator, sequence: Sequence, enhancing: bool | None = None) -> Contrast:
+    """Drawn from a sequence; whether the tumour enhances, too, unless it is known."""
+    white, fluid = rng.uniform(*sequence.white), rng.uniform(*sequence.fluid)
+    enhancing = rng.random() > 0.12 if enhancing is None else enhancing
     return Contrast(
         white=white,
         fluid=fluid,
-        vessel=white + rng.uniform(*domain.vessel),
+        vessel=white + rng.uniform(*sequence.vessel),
         enhancing=enhancing,
-        ring=white * rng.uniform(*domain.ring),
-        necrosis=fluid + (white - fluid) * rng.uniform(*(domain.necrosis if enhancing else domain.filled)),
-        oedema=rng.uniform(*domain.oedema),
+        ring=white * rng.uniform(*sequence.ring),
+        necrosis=fluid + (white - fluid) * rng.uniform(*(sequence.necrosis if enhancing else sequence.filled)),
+        oedema=rng.uniform(*sequence.oedema),
     )
 
 
@@ -350,7 +409,7 @@ class Lesion:
     oedema: np.ndarray
 
 
-def _lesion(rng: np.random.Generator, grid: Grid, foci: list[Focus], head: Head, contrast: Contrast) -> Lesion:
+def _lesion(rng: np.random.Generator, grid: Grid, foci: list[Focus], head: Head, enhancing: bool) -> Lesion:
     uneven = 1 + rng.uniform(0.12, 0.3) * grid.noise(rng, 14) + rng.uniform(0.04, 0.1) * grid.noise(rng, 6)
     inside = np.max([(uneven - focus.distance(grid)) * focus.radius for focus in foci], axis=0)  # mm below the surface
     across = np.maximum(-np.sign(foci[0].centre[2]) * head.side, 0)
@@ -358,16 +417,16 @@ def _lesion(rng: np.random.Generator, grid: Grid, foci: list[Focus], head: Head,
 
     thickness = rng.uniform(3, 8) * np.exp(0.5 * grid.noise(rng, 9)) + 1.2 * grid.noise(rng, 3.5)
     septa = rng.choice([0, 0.1, 0.2]) - np.abs(grid.noise(rng, 9) + 0.3 * grid.noise(rng, 3.5))
-    gaps = grid.noise(rng, 16) > (1.6 if contrast.enhancing else -1.1)
+    gaps = grid.noise(rng, 16) > (1.6 if enhancing else -1.1)
     ring = np.where(gaps, 0, np.clip(np.maximum((thickness - inside) / 1.2, septa / 0.15) + 0.5, 0, 1))
     core = np.clip(inside / 2, 0, 1)
-    level = _oedema_level(rng, grid, inside, head, contrast)
+    level = _oedema_level(rng, grid, inside, head, enhancing)
     label = np.select([core > 0, level > 0], [np.where(ring > 0.5, ET, NCR), ED]) * head.brain
     return Lesion(label.astype(np.uint8), core, ring * core, np.clip(2 * level, 0, 1))
 
 
 def _oedema_level(
-    rng: np.random.Generator, grid: Grid, inside: np.ndarray, head: Head, contrast: Contrast
+    rng: np.random.Generator, grid: Grid, inside: np.ndarray, head: Head, enhancing: bool
 ) -> np.ndarray:
     """Positive in the oedema: what spreads from the core, fast through white matter, until a volume is filled."""
     white = grid.coarse(head.white)
@@ -381,7 +440,7 @@ def _oedema_level(
     order = np.argsort(-reached, axis=None, kind="stable")
     filled = np.cumsum((white * (1 - core) * (reached > 1e-12)).ravel()[order]) * SLICE_MM**3 / 1000
     reached = np.log(reached + 1e-15)
-    ml = min(rng.lognormal(np.log(45 if contrast.enhancing else 15), 0.8), 170, 0.7 * filled[-1])
+    ml = min(rng.lognormal(np.log(45 if enhancing else 15), 0.8), 170, 0.7 * filled[-1])
     edge = reached.ravel()[order[np.searchsorted(filled, ml)]]
     level = (grid.fine(reached) - edge) / 1.5 + 0.25 * grid.noise(rng, 9)
     tissue = 0.5 * (head.white + grid.fine(white)) + 0.15 * grid.noise(rng, 8) - 0.45
@@ -392,14 +451,19 @@ def _oedema_level(
 # ---------------------------------------------------------------- signal
 
 
-def _healthy_signal(
-    rng: np.random.Generator, grid: Grid, head: Head, contrast: Contrast, domain: Domain
-) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Tissue:
+    """What the lesion-free head is made of: the template's T1, texture of mean 1, and how much of a voxel is vessel."""
+
+    t1: np.ndarray
+    texture: np.ndarray
+    vessel: np.ndarray
+
+
+def _tissue(rng: np.random.Generator, grid: Grid, head: Head, domain: Domain) -> Tissue:
     near_surface = np.clip((18 - head.depth) / 6, 0, 1)
     t1 = head.t1 + near_surface * (rng.normal(0, 0.03) + 0.05 * grid.noise(rng, 10))  # wider and narrower sulci
-    tissue = [contrast.fluid, contrast.fluid + 0.1, 0.95, 1, contrast.white]
-    signal = np.interp(t1, [0.3, 0.45, 0.6, 0.68, 0.9], tissue).astype(np.float32)
-    signal *= 1 + 0.02 * grid.noise(rng, 4)
+    texture = 1 + 0.02 * grid.noise(rng, 4)
     # Two smooth fields are both near 0 along curves: vessels, where these run through sulci.
     course = grid.noise(rng, 13) ** 2 + grid.noise(rng, 13) ** 2
     sulci = np.clip((0.66 - t1) / 0.08, 0, 1) * ~np.isin(head.regions, VENTRICLES)
@@ -407,25 +471,29 @@ def _healthy_signal(
     dura = head.dura * rng.uniform(0.4, 1) * np.clip(1 + 0.3 * grid.noise(rng, 12), 0, 1.4)
     sinus = domain.sinus[0] if domain.sinus[0] == domain.sinus[1] else rng.uniform(*domain.sinus)
     surface = np.clip(sinus + 0.5 - np.abs(head.depth - sinus), 0, 1) * np.clip(grid.noise(rng, 11) - 1, 0, 1)
-    enhancing = np.clip(np.max([vessels, dura, surface], axis=0), 0, 1)
-    return signal + (contrast.vessel - signal) * enhancing
+    return Tissue(t1, texture, np.clip(np.max([vessels, dura, surface], axis=0), 0, 1))
 
 
-def _lesion_signal(
-    rng: np.random.Generator, grid: Grid, healthy: np.ndarray, lesion: Lesion, contrast: Contrast
-) -> np.ndarray:
-    texture = grid.noise(rng, 5) + grid.noise(rng, 2.5)
+def _healthy_signal(tissue: Tissue, contrast: Contrast) -> np.ndarray:
+    side = np.sign(1 - contrast.fluid)  # on which fluid lies of grey matter
+    levels = [contrast.fluid, contrast.fluid + 0.1 * side, 1 - 0.05 * side, 1, contrast.white]
+    signal = np.interp(tissue.t1, [0.3, 0.45, 0.6, 0.68, 0.9], levels).astype(np.float32)
+    signal *= tissue.texture
+    return signal + (contrast.vessel - signal) * tissue.vessel
+
+
+def _lesion_signal(healthy: np.ndarray, lesion: Lesion, texture: np.ndarray, contrast: Contrast) -> np.ndarray:
     signal = healthy * (1 - contrast.oedema * lesion.oedema)
     signal += (contrast.necrosis + 0.04 * texture - signal) * lesion.core
     return signal + (contrast.ring * (1 + 0.16 * texture) - signal) * lesion.ring
 
 
 def _stripped(
-    rng: np.random.Generator, grid: Grid, head: Head, focus: Focus, domain: Domain, *signals: np.ndarray
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """What is left of the head, and the signals with what is left of the skull."""
+    rng: np.random.Generator, grid: Grid, head: Head, focus: Focus, domain: Domain
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of the head, and the signal of what is left of the skull, 0 elsewhere."""
     if not domain.imperfect:
-        return head.brain, list(signals)
+        return head.brain, np.zeros(head.brain.shape, np.float32)
     reach = rng.uniform(0, 7) * np.clip(grid.noise(rng, 25) + rng.uniform(-1.5, 0.5), 0, 1)
     remains = (head.depth <= 0) & (head.depth > -reach)
     marrow = np.exp(rng.normal(0, 0.6) + rng.uniform(0.2, 0.7) * grid.noise(rng, 8))
@@ -436,7 +504,7 @@ def _stripped(
         along = np.einsum("i,i...->...", normal, grid.points)
         towards = np.sign(normal @ focus.centre - np.median(along[head.brain]))
         kept &= towards * along > np.quantile(towards * along[head.brain], rng.uniform(0, 0.25))
-    return kept, [np.where(remains, marrow, signal) for signal in signals]
+    return kept, np.where(remains, marrow, 0)
 
 
 def _acquired(

@@ -48,6 +48,7 @@ RANGES = {
     "augment.bias": (0, 5),
     "augment.sharpness": (0, 1),
     "augment.noise": (0, 1),
+    "augment.drop_channel": (0, 1),
     "data.read_threads": (1, 1024),
     "data.prefetch": (1, 1024),
     "train.steps": (1, LARGE),
@@ -226,6 +227,8 @@ class AugmentConfig:
         bias: deviation of the log of a smooth field that multiplies it.
         sharpness: largest share of means over 3x3 pixels in it; half as much is taken away from other images.
         noise: largest deviation of the noise added to it.
+        drop_channel: probability that a channel of the input is 0, one of an image's always staying; above 0, images
+            that lack modalities are taken wherever the network is used.
     """
 
     flip: float = 0.5
@@ -240,6 +243,7 @@ class AugmentConfig:
     bias: float = 0.0
     sharpness: float = 0.0
     noise: float = 0.0
+    drop_channel: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

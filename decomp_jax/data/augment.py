@@ -162,8 +162,19 @@ def random_scanner(key: PRNGKeyArray, image: Float[Array, "b s s c"], config: Au
     return jnp.where(image > 0, jnp.clip(changed, 1e-6, 1.0), 0.0)
 
 
+def drop_channels(key: PRNGKeyArray, image: Float[Array, "b s s c"], probability: float) -> Float[Array, "b s s c"]:
+    """Each channel of each image is 0 with a probability, but for one, at random, of those that show something."""
+    chance = jax.random.uniform(key, (image.shape[0], 1, 1, image.shape[-1]))
+    chance = jnp.where((image > 0).any((1, 2), keepdims=True), chance, -1)
+    return jnp.where((chance >= probability) | (chance == chance.max(-1, keepdims=True)), image, 0)
+
+
 def augment(key: PRNGKeyArray, batch: Batch, config: AugmentConfig) -> tuple[Float[Array, "b s s c"], Targets]:
-    """The network's input and what its outputs are held to."""
+    """The network's input and what its outputs are held to.
+
+    The latter have all channels, and the intensities of the data: what the input lacks is to be painted from what it
+    has, and an image's codes are not to depend on it.
+    """
     geometry_key, transplant_key, intensity_key = jax.random.split(key, 3)
     moved = random_geometry(geometry_key, batch, config)
     if config.transplant:
@@ -173,4 +184,6 @@ def augment(key: PRNGKeyArray, batch: Batch, config: AugmentConfig) -> tuple[Flo
     image = random_intensity(intensity_key, targets.image, config.intensity) if config.intensity else targets.image
     if config.contrast or config.bias or config.sharpness or config.noise:
         image = random_scanner(jax.random.fold_in(intensity_key, 0), image, config)
+    if config.drop_channel:
+        image = drop_channels(jax.random.fold_in(intensity_key, 1), image, config.drop_channel)
     return image, targets

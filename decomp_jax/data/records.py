@@ -1,11 +1,13 @@
 """Random access to the slices of a prepared data set: every record is CRC-checked, none is looked at beforehand."""
 
+import copy
+import dataclasses
 import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import google_crc32c
 import numpy as np
@@ -54,7 +56,7 @@ class SliceDataset:
         for split in splits:
             if split not in manifest["splits"]:
                 raise UserError(f"{data_dir}: no split {split!r}; there are {', '.join(manifest['splits'])}")
-        self.settings = Settings.from_json(manifest["settings"])
+        self.settings = self._stored = Settings.from_json(manifest["settings"])
         self._record_bytes, self._offsets = manifest["record"]["bytes"], manifest["record"]["offsets"]
         self.digest: str = manifest["digest"]
         rows = [_map_rows(data_dir / f"rows-{split}.npy") for split in splits]
@@ -74,6 +76,12 @@ class SliceDataset:
         for split in splits:
             _check_sum(data_dir / f"rows-{split}.npy", manifest["files"])
 
+    def with_modalities(self, names: tuple[str, ...]) -> Self:
+        """The same slices with these channels; those that are not stored are 0."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, modalities=names)
+        return other
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
@@ -87,14 +95,23 @@ class SliceDataset:
         Raises UserError if a record's checksum does not hold.
         """
         rows = range(len(self)) if rows is None else rows
-        fields = {name: self.settings.fields[name] for name in names}
+        fields = {name: self._stored.fields[name] for name in names}
         stacked = {name: np.empty((len(rows), field.itemsize), np.uint8) for name, field in fields.items()}
         pieces = self._pieces(stacked)
         for place, row in enumerate(rows):
             self._read(int(row), [piece[place] if piece.ndim == 2 else piece for piece in pieces])
         return {
-            name: stacked[name].view(field.base).reshape(len(rows), *field.shape) for name, field in fields.items()
+            name: self._channels(stacked[name].view(field.base).reshape(len(rows), *field.shape))
+            for name, field in fields.items()
         }
+
+    def _channels(self, values: np.ndarray) -> np.ndarray:
+        """Those of `settings`, of an image [n,S,S,C]; label maps [n,S,S] as they are."""
+        stored, shown = self._stored.modalities, self.settings.modalities
+        if values.ndim < 4 or shown == stored:
+            return values
+        missing = np.zeros(values.shape[:-1], values.dtype)
+        return np.stack([values[..., stored.index(name)] if name in stored else missing for name in shown], axis=-1)
 
     def _pieces(self, stacked: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Where the bytes of a record go, one after the other: into a row of `stacked`, or into bytes not needed."""

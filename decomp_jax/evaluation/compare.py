@@ -93,8 +93,8 @@ def compare_runs(runs: Sequence[str | Path], data: str | Path, out: str | Path) 
 
 
 def _measure(decomposer: Decomposer, dataset: SliceDataset, name: str, data: str | Path) -> Result:
+    dataset = decomposer.take_images(dataset, str(data))
     settings = dataset.settings
-    decomposer.check_images(settings, str(data))
     decomposer.check_classes(settings, str(data))
     slices = SliceSet.encode(decomposer, dataset, name)
     search = Search(slices, slices, settings)

@@ -26,8 +26,9 @@ def counterfactual_table(decomposer: Decomposer, dataset: SliceDataset, query: S
     `lesion left in percent` is the lesion area that the network's own segmentation finds, of what it finds in x: in
     x_minus, and in x + x_minus - x_plus, the input less the lesion that was painted. The latter keeps the noise that
     real images have and paintings lack.
-    `images[name]` compares an image with the true lesion-free one: x_minus; x, the input as it is; the input with its
-    lesion blurred away (which knows where the lesion is); and `ceiling`, x_minus of the true lesion-free image itself.
+    `images[name]` compares an image with the true lesion-free one, in the channels that the data have: x_minus; x, the
+    input as it is; the input with its lesion blurred away (which knows where the lesion is); and `ceiling`, x_minus of
+    the true lesion-free image itself.
     """
     chosen = np.flatnonzero(query.lesion)
     if not len(chosen):
@@ -52,7 +53,7 @@ def _joined(batches: list[SliceScores]) -> SliceScores:
 def _lesion_areas(decomposer: Decomposer, image: Images, output: Decomposition) -> SliceScores:
     """Share of the pixels that the network's own segmentation takes for a lesion, before and after its removal."""
     segmentations = {BEFORE: output.segmentation} | {
-        name: decompose(decomposer, lesion_free).segmentation
+        name: decompose(decomposer, lesion_free * _given(image)).segmentation
         for name, lesion_free in (
             ("x_minus", output.x_minus), ("x + x_minus - x_plus", image + output.x_minus - output.x_plus),
         )
@@ -75,9 +76,11 @@ def _against_truth(
         "x_minus": output.x_minus, "x": image, "blurred": inpaint(image, label),
         "ceiling": decompose(decomposer, healthy).x_minus,
     }
-    healthy = healthy.astype(np.float32)
+    given = _given(image)
+    healthy = healthy[..., given].astype(np.float32)
     scores = {}
     for name, lesion_free in images.items():
+        lesion_free = lesion_free[..., given]
         similarity = ssim_map(lesion_free, healthy)
         for place, mask in (("inside", label), ("outside", ~label & healthy.any(-1))):
             error = _mean_in(mask, (lesion_free - healthy) ** 2)
@@ -87,6 +90,11 @@ def _against_truth(
     for name in images:
         scores[name, "psnr gain inside"] = scores[name, "psnr inside"] - scores["x", "psnr inside"]
     return scores
+
+
+def _given(image: Images) -> Bool[np.ndarray, "c"]:
+    """The channels that the data have; others are 0."""
+    return image.any((0, 1, 2))
 
 
 def _truth_table(summary: Summary) -> Table:

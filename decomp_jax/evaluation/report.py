@@ -51,9 +51,8 @@ def write_report(
     decomposer = Decomposer.restore(workdir)
     splits = list(read_manifest(data)["splits"]) if reference == OTHERS else ["query", reference]
     groups = [splits] if reference == OTHERS else [[split] for split in splits]
-    datasets = {" ".join(group): SliceDataset(data, *group) for group in groups}
+    datasets = {" ".join(group): decomposer.take_images(SliceDataset(data, *group), str(data)) for group in groups}
     settings = next(iter(datasets.values())).settings
-    decomposer.check_images(settings, str(data))
     decomposer.check_classes(settings, str(data))
     _require_patients(datasets, data)
     vectors = read_features(features, datasets)

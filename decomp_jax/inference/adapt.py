@@ -36,8 +36,8 @@ def adapt(workdir: str | Path, data: str | Path, out: str | Path, *, splits: Seq
     """
     splits = splits or SPLITS
     with making(out) as folder:
-        decomposer, dataset = Decomposer.restore(workdir), SliceDataset(data, *splits)
-        decomposer.check_images(dataset.settings, str(data))
+        decomposer = Decomposer.restore(workdir)
+        dataset = decomposer.take_images(SliceDataset(data, *splits), str(data))
         if not len(dataset):
             raise UserError(f"{data}: no slices in {', '.join(splits)}; name other splits")
         mesh = data_mesh()
@@ -47,6 +47,7 @@ def adapt(workdir: str | Path, data: str | Path, out: str | Path, *, splits: Seq
         state, meta = restore_for_inference(workdir)
         statistics = population_statistics(
             state["params"], state["batch_stats"], (batch["image"] for batch, _ in batches), model=decomposer.model,
+            drop_channel=decomposer.config.augment.drop_channel,
         )
         state["batch_stats"] = to_host(statistics)
         meta["digests"]["batch_stats"] = digest(state["batch_stats"])

@@ -160,7 +160,7 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
 
 def read_scan(question: Question, decomposer: Decomposer, bank: CodeBank) -> Asked:
     """A question about patients, with all slices of a scan. Raises UserError if a file can't be used."""
-    scan = open_scan(Path(question.image), decomposer.settings, question.mask and Path(question.mask))
+    scan = _open_scan(question.image, question.mask, decomposer)
     _, region = _read_drawings(question, decomposer, scan)
     slices = scan.filled_slices
     images = scan.image(slices)
@@ -213,10 +213,15 @@ def _quantised(decomposer: Decomposer, points: Mapping[str, np.ndarray]) -> dict
 def _open(path: Path, slice_index: int | None, mask: Path | None, decomposer: Decomposer) -> Scan | None:
     """The scan, None where it is a picture."""
     if slice_index is not None:
-        return open_scan(Path(path), decomposer.settings, mask and Path(mask))
+        return _open_scan(path, mask, decomposer)
     if mask is not None:
         raise UserError(f"{mask}: is of a volume; name the slice of {path}, too")
     return None
+
+
+def _open_scan(path: Path, mask: Path | None, decomposer: Decomposer) -> Scan:
+    scan = open_scan(Path(path), decomposer.settings, mask and Path(mask))
+    return decomposer.take_images(scan, str(path))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """A trained network, ready to encode and decompose images."""
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,17 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from decomp_jax.config import Config
+from decomp_jax.data.records import SliceDataset
 from decomp_jax.data.schema import PREPROCESSING, Settings
 from decomp_jax.errors import UserError
 from decomp_jax.mesh import data_mesh, replicated, split_over, to_host
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.models.vq import lookup
+from decomp_jax.preparation.scan import Scan
 from decomp_jax.training.checkpoint import digest, restore_for_inference
 from decomp_jax.types import Latents
+
+Images = TypeVar("Images", SliceDataset, Scan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,13 @@ class Decomposition:
     z_e_normal: Float[np.ndarray | jax.Array, "b h w d"]
     z_e_abnormal: Float[np.ndarray | jax.Array, "b h w d"]
     abnormality: Float[np.ndarray | jax.Array, "b"]
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Prints a line, once."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr)
 
 
 class Decomposer:
@@ -105,14 +118,26 @@ class Decomposer:
             step=meta["step"],
         )
 
-    def check_images(self, settings: Settings, where: str) -> None:
-        """Raises UserError naming the first setting in which images differ from those the network was trained on."""
+    def take_images(self, images: Images, where: str) -> Images:
+        """A data set or scan as the network reads it: modalities that it lacks are 0, if training dropped some.
+
+        Raises UserError naming the first setting in which images differ from those the network was trained on.
+        """
+        names, given = self.settings.modalities, images.settings.modalities
+        some = {*given} < {*names}
+        if some and self.config.augment.drop_channel:
+            images = images.with_modalities(names)
         for name in PREPROCESSING:
-            value, other = getattr(self.settings, name), getattr(settings, name)
+            value, other = getattr(self.settings, name), getattr(images.settings, name)
             if other != value:
-                raise UserError(
-                    f"{where}: prepared with {name}={other}, the network was trained on {value}; prepare alike"
-                )
+                cure = "prepare alike"
+                if name == "modalities" and some:
+                    cure = "prepare all of them, or train with --config.augment.drop_channel=0.4 to do without some"
+                raise UserError(f"{where}: prepared with {name}={other}, the network was trained on {value}; {cure}")
+        if some:
+            missing = ", ".join(name for name in names if name not in given)
+            _tell(f"{where}: has {', '.join(given)} alone; {missing} of the network's modalities read as 0")
+        return images
 
     def check_classes(self, settings: Settings, where: str) -> None:
         """Raises UserError if the lesion classes of data are not those that the network was trained on."""

@@ -34,27 +34,35 @@ STYLE = {
 
 
 class Display(NamedTuple):
-    """How all images of a figure are shown: the share of the side that is cut off all round, and the value of white."""
+    """How all images of a figure are shown.
+
+    Attributes:
+        margin: share of the side that is cut off all round.
+        white: value.
+        channel: the first of those that most images have.
+    """
 
     margin: float
     white: float
+    channel: int = 0
 
     @classmethod
     def fit(cls, images: Float[np.ndarray, "n s s c"]) -> "Display":
         """Fitted to images, or to thumbnails of them."""
-        foreground = images[..., 0] > 0
+        channel = int((images > 0).any((1, 2)).sum(0).argmax())
+        foreground = images[..., channel] > 0
         size = images.shape[1]
         used = np.flatnonzero((foreground.any(0) | foreground.any(0).T).any(0))
         margin = min(used.min(initial=size), size - 1 - used.max(initial=-1)) if len(used) else 0
-        values = images[..., 0][foreground]
-        return cls(max(margin - 1, 0) / size, float(np.quantile(values, 0.999)) if len(values) else 1.0)
+        values = images[..., channel][foreground]
+        return cls(max(margin - 1, 0) / size, float(np.quantile(values, 0.999)) if len(values) else 1.0, channel)
 
     def overlay(
         self, image: Float[np.ndarray, "s s c"], *, lesion: UInt8[np.ndarray, "s s"] | None = None,
         anatomy: UInt8[np.ndarray, "s s"] | None = None,
     ) -> Float[np.ndarray, "t t 3"]:
-        """Colours [0,1] of an image (its first channel) under its labels."""
-        rgb = np.repeat(np.clip(image[..., :1].astype(np.float32) / self.white, 0, 1), 3, axis=-1)
+        """Colours [0,1] of an image (one channel) under its labels."""
+        rgb = np.repeat(np.clip(image[..., [self.channel]].astype(np.float32) / self.white, 0, 1), 3, axis=-1)
         for labels, colours, alpha in ((anatomy, ANATOMY_COLOURS, 0.38), (lesion, LESION_COLOURS, 0.55)):
             if labels is not None:
                 shades = (to_rgb(colours[i % len(colours)]) for i in range(labels.max(initial=0)))

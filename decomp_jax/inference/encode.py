@@ -21,8 +21,7 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
     Raises UserError if the images were prepared otherwise than the network's, or `out` exists.
     """
     decomposer = Decomposer.restore(workdir)
-    dataset = SliceDataset(data, split)
-    decomposer.check_images(dataset.settings, str(data))
+    dataset = decomposer.take_images(SliceDataset(data, split), str(data))
     writer = BankWriter(
         out,
         rows=dataset.rows,

@@ -127,7 +127,8 @@ def pixels_of(decomposer: Decomposer, bank: CodeBank, rows: Integer[np.ndarray, 
         manifest = read_manifest(data)
         if manifest["digest"] == bank.meta.get("data_digest"):
             own = bank.meta.get("split")
-            return _stored(data, sorted(manifest["splits"], key=lambda split: split != own), bank.rows[rows])
+            splits = sorted(manifest["splits"], key=lambda split: split != own)
+            return _stored(decomposer, data, splits, bank.rows[rows])
         reason = "has changed since the bank was encoded, or is not the only one in it"
     except (UserError, OSError):
         reason = "is not there, or not the only one in the bank"
@@ -136,14 +137,14 @@ def pixels_of(decomposer: Decomposer, bank: CodeBank, rows: Integer[np.ndarray, 
     return Pixels(painted, [None] * len(rows), "Found: painted from their codes, since the images are not at hand.")
 
 
-def _stored(data: str, splits: Iterable[str], rows: np.ndarray) -> Pixels:
+def _stored(decomposer: Decomposer, data: str, splits: Iterable[str], rows: np.ndarray) -> Pixels:
     """Raises UserError if the data set can't be read, or lacks one of the rows."""
     found: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
     for split in splits:
         missing = [i for i in range(len(rows)) if i not in found]
         if not missing:
             break
-        dataset = SliceDataset(data, split)
+        dataset = decomposer.take_images(SliceDataset(data, split), data)
         for i in missing:
             same = (dataset.rows[name] == rows[name][i] for name in ("patient_id", "slice_index"))
             for place in np.flatnonzero(np.logical_and(*same)):

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from decomp_jax.errors import UserError
@@ -67,11 +67,6 @@ class Patient:
         """Label -> class; `extra` only adds what the release does not name, since releases may be mixed."""
         # The paediatric set renumbered its labels between years under the same names, so nothing is guessed.
         return {**extra, **({0: 0} if self.patient_id.startswith("BraTS-PED") else self.release.label_map)}
-
-    def paths(self, modalities: Iterable[str]) -> list[Path]:
-        if missing := [name for name in modalities if name not in self.files]:
-            raise UserError(f"{self.folder}: {self.patient_id} has no {missing[0]} file; add it or choose --modalities")
-        return [self.files[name] for name in modalities]
 
 
 def match_name(path: Path) -> tuple[Release, str, str] | None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import nibabel as nib
 import numpy as np
@@ -33,6 +34,14 @@ class Scan:
     images: list[np.ndarray]
     foreground: np.ndarray
     settings: Settings
+
+    def with_modalities(self, names: tuple[str, ...]) -> Self:
+        """The same scan with these channels; those that it lacks are 0."""
+        images, missing = dict(zip(self.settings.modalities, self.images)), np.zeros_like(self.images[0])
+        return dataclasses.replace(
+            self, images=[images.get(name, missing) for name in names],
+            settings=dataclasses.replace(self.settings, modalities=names),
+        )
 
     @property
     def filled_slices(self) -> np.ndarray:
@@ -129,7 +138,7 @@ def _load_mask(source: Source, like: Source, grid: nib.Nifti1Image) -> np.ndarra
 
 
 def open_scan(path: Path, settings: Settings, mask: Path | None = None) -> Scan:
-    """A new scan, prepared as the records with these settings were.
+    """A new scan, prepared as the records with these settings were, with those of their modalities that are there.
 
     Args:
         path: the scan: a NIfTI file, or the folder of a DICOM series. With several modalities, any of the patient's
@@ -144,23 +153,27 @@ def open_scan(path: Path, settings: Settings, mask: Path | None = None) -> Scan:
         raise UserError(f"{path}: the model was trained on pictures, not on scans; give a picture of the slice")
     if not path.exists():
         raise UserError(f"{path}: does not exist; check the path")
-    paths, match = [path], match_name(path)
+    found, match = dict.fromkeys(settings.modalities, path), match_name(path)
     if match and match[2] not in settings.modalities:
         raise UserError(f"{path}: is {match[2]}, the model reads {', '.join(settings.modalities)}; give that file")
     if len(settings.modalities) > 1 and path.is_dir():
-        paths = [_file_of(path, name) for name in settings.modalities]
+        found = {name: file for name in settings.modalities if (file := _file_of(path, name))}
+        if not found:
+            name, *others = settings.modalities
+            raise UserError(f"{path}: holds neither {name}.nii.gz nor a folder {name} of a DICOM series, nor of "
+                            f"{', '.join(others)}; name another folder")
     elif len(settings.modalities) > 1:
         if not match:
             raise UserError(
                 f"{path}: the model reads {', '.join(settings.modalities)}; name the files as BraTS does, or give a "
                 f"folder with {settings.modalities[0]}.nii.gz and so on"
             )
-        paths = find_patients(path.parent)[match[1]].paths(settings.modalities)
-    return load_scan([Source(path) for path in paths], settings, mask and Source(mask))
+        files = find_patients(path.parent)[match[1]].files
+        found = {name: files[name] for name in settings.modalities if name in files}
+    settings = dataclasses.replace(settings, modalities=tuple(found))
+    return load_scan([Source(path) for path in found.values()], settings, mask and Source(mask))
 
 
-def _file_of(folder: Path, modality: str) -> Path:
-    for name in (f"{modality}.nii.gz", f"{modality}.nii", modality):
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f"{folder}: holds neither {modality}.nii.gz nor a folder {modality} of a DICOM series; add it")
+def _file_of(folder: Path, modality: str) -> Path | None:
+    files = (folder / name for name in (f"{modality}.nii.gz", f"{modality}.nii", modality))
+    return next((file for file in files if file.exists()), None)

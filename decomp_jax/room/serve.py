@@ -40,7 +40,7 @@ def serve(workdir: str | Path, bank: str | Path, data: str | Path | None, port: 
     if archive.meta.get("model_digest") != decomposer.model_digest:
         raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
     try:
-        dataset = encoded_by(archive, data)
+        dataset = decomposer.take_images(encoded_by(archive, data), str(data or archive.meta["data"]))
     except UserError as error:
         if data is not None:
             raise

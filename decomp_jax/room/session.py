@@ -100,7 +100,7 @@ class Room:
         self._decomposer, self._bank, self._digest = decomposer, bank, bank_digest
         self._pictures = Pictures(decomposer, bank, dataset)
         self._archive = Archive(bank.rows, bank.heights)
-        self._brought = Brought(decomposer.settings)
+        self._brought = Brought(decomposer.settings, incomplete=self._reads_some)
 
     def warm_up(self) -> list[Callable[[], Any]]:
         """What lays out the bank and compiles for questions, so that the first is answered as fast as others."""
@@ -129,6 +129,11 @@ class Room:
     def _can_draw(self) -> bool:
         return bool(self._decomposer.config.objective.layout.weight)
 
+    @property
+    def _reads_some(self) -> bool:
+        """Whether modalities may be missing from what is brought."""
+        return bool(self._decomposer.config.augment.drop_channel)
+
     def about(self) -> Answer:
         """What the page needs to know of network and archive."""
         return Answer(self._about)
@@ -143,7 +148,7 @@ class Room:
         return {
             "model": self._decomposer.model_digest, "bank": self._digest, "slices": len(rows),
             "patients": len(self._archive), "size": settings.size, "grid": self._decomposer.grid,
-            "modalities": settings.modalities,
+            "modalities": settings.modalities, "incomplete": self._reads_some,
             "aliases": {name: CHANNEL_ALIASES.get(name, (name.lower(),)) for name in settings.modalities},
             "pictures": settings.foreground == FOREGROUND, "classes": settings.lesion_classes,
             "colours": [LESION_COLOURS[i % len(LESION_COLOURS)] for i in range(len(settings.lesion_classes))],

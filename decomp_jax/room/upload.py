@@ -1,10 +1,12 @@
 """What a reader brings: read from bytes, bounded before it is unpacked, kept in memory and nowhere else.
 
 A request is a little-endian uint32 n, n bytes of JSON [[size, ...], ...], and files of those sizes: a list of files a
-modality of the network, one NIfTI file or those of a DICOM series; or one picture.
+modality of the network, one NIfTI file or those of a DICOM series, or none where modalities may be missing; or one
+picture.
 """
 
 import collections
+import dataclasses
 import hashlib
 import io
 import json
@@ -56,8 +58,9 @@ class Slices(NamedTuple):
 class Brought:
     """The slices of scans and pictures that were brought to one room; the oldest are forgotten."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, *, incomplete: bool = False) -> None:
+        """`incomplete`: modalities may be missing."""
+        self._settings, self._incomplete = settings, incomplete
         self._kept: collections.OrderedDict[str, Slices] = collections.OrderedDict()
 
     def take(self, body: bytes) -> dict[str, Any]:
@@ -66,10 +69,11 @@ class Brought:
         Raises:
             UserError: the files are nothing that the network can read.
         """
-        files, modalities = _files(body), self._settings.modalities
-        if len(files) != len(modalities) or not all(files):
-            names = " and ".join(modalities)
-            raise UserError(f"{FILE}: the network reads {names}; bring all of them and nothing else")
+        groups, modalities = _files(body), self._settings.modalities
+        if len(groups) != len(modalities) or not (any if self._incomplete else all)(groups):
+            names, many = " and ".join(modalities), "some" if self._incomplete else "all"
+            raise UserError(f"{FILE}: the network reads {names}; bring {many} of them and nothing else")
+        files = [group for group in groups if group]
         pictures, bitmap = self._settings.foreground == PICTURES, files[0][0].startswith((PNG, JPEG))
         if bitmap != pictures and not _is_dicom(files[0][0]):
             wanted = "pictures: bring a PNG, JPEG or DICOM image" if pictures else "scans: bring NIfTI or DICOM"
@@ -80,7 +84,8 @@ class Brought:
             image = prepare_values(FILE, _picture(files[0][0]), self._settings)
             slices = Slices(image[None], [0], np.full(1, np.nan, np.float32))
         else:
-            slices = _slices(files, self._settings)
+            there = tuple(name for name, group in zip(modalities, groups) if group)
+            slices = _slices(files, there, self._settings)
         name = hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in slices)).hexdigest()
         self._kept[name] = slices
         self._kept.move_to_end(name)
@@ -138,9 +143,9 @@ def _bitmap_pixels(data: bytes) -> int:
         raise UserError(f"{FILE}: can't be read as an image; export it again") from error
 
 
-def _slices(groups: list[list[bytes]], settings: Settings) -> Slices:
-    """Of a scan, from the files of each modality."""
-    names = [FILE] if len(groups) == 1 else [Path(f"the {modality} file") for modality in settings.modalities]
+def _slices(groups: list[list[bytes]], modalities: tuple[str, ...], settings: Settings) -> Slices:
+    """Of a scan, from the files of each of the modalities that are there."""
+    names = [FILE] if len(groups) == 1 else [Path(f"the {modality} file") for modality in modalities]
     voxels = sum((_series_voxels if _is_dicom(files[0]) else _volume_voxels)(name, files)
                  for name, files in zip(names, groups))
     if not 0 < voxels <= MOST_VOXELS:
@@ -149,7 +154,8 @@ def _slices(groups: list[list[bytes]], settings: Settings) -> Slices:
         parse_series(name, [io.BytesIO(file) for file in files]) if _is_dicom(files[0])
         else parse_volume(name, _whole(name, files[0])) for name, files in zip(names, groups)
     ]
-    scan = make_scan([Source(name) for name in names], volumes, settings)
+    scan = make_scan([Source(name) for name in names], volumes, dataclasses.replace(settings, modalities=modalities))
+    scan = scan.with_modalities(settings.modalities)
     filled = scan.filled_slices
     return Slices(scan.image(filled), filled.tolist(), scan.position_mm(filled))
 

@@ -277,7 +277,7 @@ def _settled(run: Run, state: State, check: Callable[[], None] = lambda: None) -
     """`state` with the statistics of whole training images; `check` may raise between batches."""
     return with_population_statistics(
         state, run.dataset, model=run.model, mesh=run.mesh, batch_size=run.config.train.batch_size,
-        images=run.config.train.population_images, check=check,
+        images=run.config.train.population_images, drop_channel=run.config.augment.drop_channel, check=check,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from decomp_jax.data.augment import drop_channels
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.models.network import DecompositionNet
@@ -18,7 +19,7 @@ from decomp_jax.training.state import State
 
 def with_population_statistics(
     state: State, dataset: SliceDataset, *, model: DecompositionNet, mesh: Mesh, batch_size: int, images: int,
-    check: Callable[[], None] = lambda: None,
+    drop_channel: float, check: Callable[[], None] = lambda: None,
 ) -> State:
     """`state` with the statistics of the training slices, as the mean over batches of up to `images` of them.
 
@@ -37,7 +38,10 @@ def with_population_statistics(
             check()
             yield batch["image"]
 
-    return state.replace(batch_stats=population_statistics(state.params, state.batch_stats, batches(), model=model))
+    statistics = population_statistics(
+        state.params, state.batch_stats, batches(), model=model, drop_channel=drop_channel
+    )
+    return state.replace(batch_stats=statistics)
 
 
 def full_batches(rows: Int[np.ndarray, "n"], images: int, batch_size: int) -> Int[np.ndarray, "_"]:
@@ -46,15 +50,24 @@ def full_batches(rows: Int[np.ndarray, "n"], images: int, batch_size: int) -> In
 
 
 def population_statistics(
-    params: Any, batch_stats: Any, batches: Iterable[Float[jax.Array, "b s s c"]], *, model: DecompositionNet
+    params: Any, batch_stats: Any, batches: Iterable[Float[jax.Array, "b s s c"]], *, model: DecompositionNet,
+    drop_channel: float,
 ) -> Any:
-    """The statistics of batches of images, as the mean over batches; of the structure of `batch_stats`."""
-    statistics = [_batch_statistics(params, batch_stats, image, model=model) for image in batches]
+    """The statistics of batches of images, as the mean over batches; of the structure of `batch_stats`.
+
+    Channels are dropped as in training: the network normalises any subset of them by the same statistics.
+    """
+    statistics = [
+        _batch_statistics(params, batch_stats, image, i, model=model, drop_channel=drop_channel)
+        for i, image in enumerate(batches)
+    ]
     return jax.tree.map(lambda *values: sum(values) / len(values), *statistics)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _batch_statistics(params: Any, batch_stats: Any, image: jax.Array, *, model: DecompositionNet) -> Any:
+@functools.partial(jax.jit, static_argnames=("model", "drop_channel"))
+def _batch_statistics(
+    params: Any, batch_stats: Any, image: jax.Array, number: int, *, model: DecompositionNet, drop_channel: float
+) -> Any:
     """Those of one batch. The layers that serve both paintings move twice, and get the mean of the two."""
 
     def move(moving: Any) -> Any:
@@ -62,6 +75,8 @@ def _batch_statistics(params: Any, batch_stats: Any, image: jax.Array, *, model:
         return model.apply(variables, image, quantised=1.0, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     image = image.astype(jnp.float32)
+    if drop_channel:
+        image = drop_channels(jax.random.key(number), image, drop_channel)
     zeros, ones = (jax.tree.map(like, batch_stats) for like in (jnp.zeros_like, jnp.ones_like))
     moved, kept = jax.jvp(move, (zeros,), (ones,))
     return jax.tree.map(lambda moved, kept: moved / (1 - kept), moved, kept)

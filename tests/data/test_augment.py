@@ -8,7 +8,9 @@ import pytest
 from scipy import ndimage
 
 from decomp_jax.config import AugmentConfig
-from decomp_jax.data.augment import augment, random_geometry, random_intensity, random_scanner, transplant
+from decomp_jax.data.augment import (
+    augment, drop_channels, random_geometry, random_intensity, random_scanner, transplant,
+)
 
 STILL = AugmentConfig(flip=0.0, rotation=0.0, scale=0.0, transplant=0.0)
 RNG = np.random.default_rng(0)
@@ -192,6 +194,39 @@ def test_the_input_alone_changes_its_intensity(batch):
     means = np.array([gamma[of_image == i].mean() for i in range(4)])
     np.testing.assert_allclose(gamma, means[of_image], rtol=1e-2)
     assert np.ptp(means) > 0.05 and (np.abs(np.log(means)) <= 0.3).all()
+
+
+def kept_channels(image, probability):
+    """[n,c], of images whose channels are dropped; those that stay do so as they were."""
+    dropped = np.asarray(drop_channels(jax.random.key(0), image, probability))
+    kept = dropped.any((1, 2))
+    np.testing.assert_array_equal(dropped, np.where(kept[:, None, None], image, 0))
+    return kept
+
+
+def test_channels_are_dropped_as_often_as_asked_and_never_all():
+    image = jnp.ones((4000, 2, 2, 4))
+    kept = kept_channels(image, 0.5)
+    assert kept.any(1).all()
+    np.testing.assert_allclose(kept.mean(0), 0.5 + 0.5**4 / 4, atol=0.03)
+    assert len(np.unique(kept, axis=0)) == 15
+    assert (kept_channels(image, 1.0).sum(1) == 1).all() and kept_channels(image, 0.0).all()
+
+
+def test_a_channel_without_others_is_never_dropped():
+    assert kept_channels(jnp.ones((50, 2, 2, 1)), 1.0).all()
+    lacking = jnp.ones((50, 2, 2, 3)).at[..., 0].set(0).at[25:, ..., 2].set(0)
+    kept = kept_channels(lacking, 0.9)
+    assert kept.any(1).all() and kept[25:, 1].all() and not kept[:25].all(0).any()
+
+
+def test_the_input_alone_lacks_channels(batch):
+    batch = {"image": jnp.tile(batch["image"], 4), "label": batch["label"]}
+    image, targets = augment(jax.random.key(0), batch, dataclasses.replace(STILL, intensity=0.0, drop_channel=0.5))
+    np.testing.assert_array_equal(targets.image, batch["image"])
+    there = np.asarray(image).any((1, 2))
+    assert 4 <= there.sum() < 16
+    np.testing.assert_array_equal(image, np.where(there[:, None, None], batch["image"], 0))
 
 
 def test_a_pasted_lesion_has_the_brightness_of_its_new_image(batch):

@@ -65,6 +65,18 @@ def test_splits_one_after_the_other(phantom):
     assert np.array_equal(joined[first]["label"], splits[1][0]["label"])
 
 
+def test_channels_by_name_are_0_where_they_are_not_stored(phantom):
+    dataset = SliceDataset(phantom, "train")
+    other = dataset.with_modalities(("flair", "t1ce"))
+    some, stored = (each.stack(("healthy", "label", "image"), [5, 1]) for each in (other, dataset))
+    for name in ("image", "healthy"):
+        assert some[name].shape == (2, *other.settings.fields[name].shape) and some[name].dtype == np.float16
+        np.testing.assert_array_equal(some[name][..., 1:], stored[name])
+        assert not some[name][..., 0].any()
+    np.testing.assert_array_equal(some["label"], stored["label"])
+    assert dataset.settings.modalities == ("t1ce",) and dataset[0]["image"].shape == (64, 64, 1)
+
+
 def test_a_file_stays_open_while_it_is_read(phantom, monkeypatch):
     """Even if the cache of open files drops it at once, as other threads may make it do."""
     monkeypatch.setattr(records, "_OPEN_FILES", 0)

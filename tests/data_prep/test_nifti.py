@@ -306,8 +306,15 @@ def test_a_scan_to_query_with_is_prepared_as_the_records(tmp_path):
         save(folder / f"{name}.nii.gz", np.asarray(nib.load(src / f"P_{name}.nii.gz").dataobj))
     np.testing.assert_array_equal(open_scan(folder, settings).shown(3), expected.image[2])
     (folder / "t2.nii.gz").unlink()
-    with pytest.raises(UserError, match="by name: holds neither t2.nii.gz nor a folder t2"):
-        open_scan(folder, settings).shown(3)
+    lacking = open_scan(folder, settings)
+    assert lacking.settings.modalities == ("t1ce",)
+    completed = lacking.with_modalities(settings.modalities).shown(3)
+    np.testing.assert_array_equal(completed, expected.image[2] * np.array([1, 0], np.float16))
+    (src / "P_t1ce.nii.gz").unlink()
+    assert open_scan(src / "P_t2.nii.gz", settings).settings.modalities == ("t2",)
+    (folder / "t1ce.nii.gz").unlink()
+    with pytest.raises(UserError, match="by name: holds neither t1ce.nii.gz nor a folder t1ce"):
+        open_scan(folder, settings)
     with pytest.raises(UserError, match="trained on pictures"):
         open_scan(path, Settings("images", 64, foreground="bright")).shown(3)
     assert SHAPE[2] == len(expected.image) + 1

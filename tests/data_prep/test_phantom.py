@@ -20,6 +20,8 @@ SIZE = 64
 PATIENTS = phantom.patient_ids(12)
 prepared = functools.cache(functools.partial(phantom.prepare, seed=3, size=SIZE))
 wide = functools.cache(functools.partial(phantom.prepare, seed=3, size=SIZE, domain=phantom.DOMAINS["wide"]))
+CONTRASTS = ("flair", "t1ce", "t2", "t1")
+in_all_contrasts = functools.cache(functools.partial(phantom.prepare, seed=3, size=SIZE, modalities=CONTRASTS))
 
 
 def _values(patient: PatientSlices, name: str) -> np.ndarray:
@@ -72,14 +74,56 @@ def test_shapes_types_and_ranges(patient_id: str) -> None:
     assert (np.diff(patient.slice_index) > 0).all() and (np.diff(patient.position_mm) > 2).all()
 
 
-@pytest.mark.parametrize("prepare", [prepared, wide])
+@pytest.mark.parametrize("prepare", [prepared, wide, in_all_contrasts])
 @pytest.mark.parametrize("patient_id", PATIENTS)
 def test_twin_is_the_image_outside_the_lesion_alone(patient_id: str, prepare: Prepare) -> None:
     patient = prepare(patient_id)
     assert patient.label.any()
     same = patient.image == patient.healthy
     assert same[patient.label == 0].all()
-    assert same[patient.label > 0].mean() < 0.1
+    assert (same[patient.label > 0].mean(0) < 0.1).all()
+
+
+@pytest.mark.parametrize("domain", phantom.DOMAINS.values(), ids=phantom.DOMAINS)
+def test_a_contrast_is_the_same_whatever_others_are_painted(domain: phantom.Domain) -> None:
+    several = phantom.prepare(PATIENTS[1], seed=3, size=SIZE, domain=domain, modalities=CONTRASTS[:2])
+    assert several.image.shape == several.healthy.shape == (*several.label.shape, 2)
+    for channel, name in enumerate(CONTRASTS[:2]):
+        alone = phantom.prepare(PATIENTS[1], seed=3, size=SIZE, domain=domain, modalities=(name,))
+        for field in ("image", "healthy"):
+            np.testing.assert_array_equal(getattr(several, field)[..., [channel]], getattr(alone, field))
+        np.testing.assert_array_equal(several.label, alone.label)
+        np.testing.assert_array_equal(several.slice_index, alone.slice_index)
+
+
+def test_contrasts_look_as_they_should() -> None:
+    """By classes, and by tissues: fluid as the ventricles show it, white matter as T1ce does."""
+    patients = [in_all_contrasts(patient_id) for patient_id in PATIENTS[:6]]
+    image, healthy, label, anatomy = (
+        np.concatenate([getattr(p, name) for p in patients]) for name in ("image", "healthy", "label", "anatomy")
+    )
+    image, healthy = (
+        dict(zip(CONTRASTS, np.moveaxis(values.astype(np.float32), -1, 0))) for values in (image, healthy)
+    )
+    cerebrum, tissue = np.isin(anatomy, phantom.CEREBRUM), healthy["t1ce"]
+    low, high = np.percentile(tissue[cerebrum], (35, 80))
+    grey, white = (cerebrum & (np.abs(tissue - level) < 0.02) for level in (low, high))
+    fluid = np.isin(anatomy, phantom.VENTRICLES) & (tissue < np.percentile(tissue[cerebrum], 5))
+    necrosis, oedema, enhancing = (label == k for k in (phantom.NCR, phantom.ED, phantom.ET))
+
+    def change(name: str, mask: np.ndarray) -> float:
+        return image[name][mask].mean() - healthy[name][mask].mean()
+
+    mean = {name: [healthy[name][mask].mean() for mask in (fluid, grey, white)] for name in CONTRASTS}
+    assert mean["t1"][0] < mean["t1"][1] < mean["t1"][2]
+    assert mean["t2"][0] > mean["t2"][1] > mean["t2"][2]
+    assert mean["flair"][0] < mean["flair"][2] < mean["flair"][1]
+    assert change("t1ce", enhancing) > 0.15 and change("t1", enhancing) < 0  # no contrast agent: nothing enhances
+    assert np.percentile(healthy["t1"][cerebrum], 99.5) < np.percentile(healthy["t1ce"][cerebrum], 99.5)
+    assert change("flair", oedema) > 3 * abs(change("t1ce", oedema)) and change("t2", oedema) > 0.1
+    brightest = np.percentile(healthy["flair"][cerebrum], 99), image["flair"][enhancing].mean()
+    assert image["flair"][oedema].mean() > max(brightest)
+    assert change("t1", necrosis) < 0 < change("t2", necrosis)
 
 
 def test_background_is_empty_and_labels_lie_in_the_brain() -> None:

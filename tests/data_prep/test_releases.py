@@ -45,7 +45,7 @@ def test_releases_mixed_in_one_folder(tmp_path):
 def test_names_of_modalities(tmp_path):
     save_modern(tmp_path, "BraTS-GLI-00000-000", 1)
     (patient,) = find_patients(tmp_path).values()
-    names = [path.name[-10:] for path in patient.paths(("t1ce", "t1", "t2", "flair"))]
+    names = [patient.files[name].name[-10:] for name in ("t1ce", "t1", "t2", "flair")]
     assert names == ["t1c.nii.gz", "t1n.nii.gz", "t2w.nii.gz", "t2f.nii.gz"]
 
 

@@ -94,7 +94,7 @@ class FakeDecomposer:
         """Roots of the share of a cell that is lesion, as the layout term has it; other channels hold nothing."""
         return np.pad(np.sqrt(self.normal_codebook), ((0, 0), (0, 2)))
 
-    check_images, check_classes = Decomposer.check_images, Decomposer.check_classes
+    take_images, check_classes = Decomposer.take_images, Decomposer.check_classes
 
     def paint(self, normal_indices: np.ndarray, abnormal_indices: np.ndarray) -> np.ndarray:
         cells = (normal_indices / (LEVELS - 1) * (1 - abnormal_indices / (LEVELS - 1)))[..., None]

@@ -1,11 +1,14 @@
 """Image measures against scikit-image."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from decomp_jax.evaluation.counterfactual import counterfactual_table, inpaint, ssim_map
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.inference.decomposer import Decomposition
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
 
@@ -46,3 +49,25 @@ def test_table_agrees_with_scikit_image(decomposer: FakeDecomposer, heads: dict[
     assert images["x_minus"]["psnr gain inside"].mean == pytest.approx(expected, abs=1e-3)
     assert images["x"]["near percent"].mean == 0
     assert images["ceiling"]["near percent"].mean > images["x_minus"]["near percent"].mean > 20
+
+
+class WithAnother(FakeDecomposer):
+    """Paints a second channel, which it can't know."""
+
+    def decompose(self, images: np.ndarray) -> Decomposition:
+        assert not images[..., 1].any()
+        found = super().decompose(images)
+        paintings = (getattr(found, name) for name in ("x_plus", "x_minus"))
+        x_plus, x_minus = (np.concatenate([x[..., :1], np.full_like(x[..., :1], 0.7)], -1) for x in paintings)
+        return dataclasses.replace(found, x_plus=x_plus, x_minus=x_minus)
+
+
+def test_channels_that_the_data_lack_do_not_count(
+    decomposer: FakeDecomposer, heads: dict[str, Heads], query: SliceSet
+) -> None:
+    expected = counterfactual_table(decomposer, heads["query"], query)
+    lacking = Heads(5, 6, seed=0, prefix="q")
+    for name in ("image", "healthy"):
+        lacking.fields[name] = np.concatenate([lacking.fields[name], np.zeros_like(lacking.fields[name])], -1)
+    found = counterfactual_table(WithAnother(decomposer.settings), lacking, query)
+    assert repr(found) == repr(expected)  # bounds of few patients are nan

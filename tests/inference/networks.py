@@ -1,5 +1,8 @@
 """A tiny network of random parameters."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -16,11 +19,12 @@ CONFIG = Config().replace({
 })
 
 
-def random_network(settings: Settings) -> Decomposer:
-    model = DecompositionNet(CONFIG.model, size=settings.size, channels=len(settings.modalities), lesion_classes=3)
-    shapes = jax.eval_shape(lambda: create_state(CONFIG, model, make_optimizer(CONFIG.train), data_mesh()))
+def random_network(settings: Settings, changes: Mapping[str, Any] = {}) -> Decomposer:
+    config = CONFIG.replace(changes)
+    model = DecompositionNet(config.model, size=settings.size, channels=len(settings.modalities), lesion_classes=3)
+    shapes = jax.eval_shape(lambda: create_state(config, model, make_optimizer(config.train), data_mesh()))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(x.dtype), shapes.params)
     params["abnormal_codebook"][0] = 0
     statistics = jax.tree.map(lambda x: np.abs(rng.normal(1, 0.2, x.shape)).astype(x.dtype), shapes.batch_stats)
-    return Decomposer({"params": params, "batch_stats": statistics}, CONFIG, settings, data_digest="", step=1)
+    return Decomposer({"params": params, "batch_stats": statistics}, config, settings, data_digest="", step=1)

@@ -1,6 +1,7 @@
 """A tiny network of random parameters, in use."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +12,15 @@ from decomp_jax.inference.decomposer import Decomposer
 from tests.inference.networks import CONFIG, random_network
 
 SETTINGS = Settings(source="phantom", size=16)
+
+
+class Images(NamedTuple):
+    """Stands in for a data set or a scan."""
+
+    settings: Settings
+
+    def with_modalities(self, names: tuple[str, ...]) -> "Images":
+        return Images(dataclasses.replace(self.settings, modalities=names))
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +80,25 @@ def test_painting_the_codes_of_an_image_gives_its_x_plus(decomposer, images):
     ({"foreground": "window"}, "foreground=window"),
 ])
 def test_images_prepared_otherwise_are_refused(decomposer, change, says):
-    decomposer.check_images(SETTINGS, "data")
+    same = Images(SETTINGS)
+    assert decomposer.take_images(same, "data") is same
     with pytest.raises(UserError, match=says):
-        decomposer.check_images(dataclasses.replace(SETTINGS, **change), "data")
+        decomposer.take_images(Images(dataclasses.replace(SETTINGS, **change)), "data")
+
+
+def test_modalities_may_be_missing_where_training_dropped_some(capsys):
+    settings = dataclasses.replace(SETTINGS, modalities=("t1ce", "t1", "flair"))
+    some = Images(dataclasses.replace(SETTINGS, modalities=("flair", "t1ce")))
+    with pytest.raises(UserError, match=r"data: prepared with modalities.*train with --config.augment.drop_channel"):
+        random_network(settings).take_images(some, "data")
+    network = random_network(settings, {"augment.drop_channel": 0.4})
+    assert network.take_images(some, "data").settings == settings
+    assert network.take_images(some, "data").settings == settings
+    assert capsys.readouterr().err == "data: has flair, t1ce alone; t1 of the network's modalities read as 0\n"
+    others = ({"modalities": ("t1ce", "t2")}, "modalities"), ({"size": 32, "modalities": ("t1",)}, "size")
+    for change, says in others:
+        with pytest.raises(UserError, match=says):
+            network.take_images(Images(dataclasses.replace(settings, **change)), "data")
 
 
 def test_other_classes_are_refused(decomposer):

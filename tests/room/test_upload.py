@@ -85,6 +85,17 @@ def test_modalities_are_files_of_their_own(tmp_path: Path) -> None:
     assert found.shape == (32, 32, 2) and (found[..., 0] != found[..., 1]).any()
 
 
+def test_modalities_may_be_missing_where_the_network_was_trained_so(tmp_path: Path) -> None:
+    (tmp_path / "flair.nii.gz").write_bytes(gzip.compress(scan(1)))
+    brought = Brought(TWO, incomplete=True)
+    name = brought.take(body([], [scan(1)]))["id"]
+    found = brought.slice_of(name, 4)
+    assert found.shape == (32, 32, 2) and not found[..., 0].any()
+    np.testing.assert_array_equal(found[..., 1:], open_scan(tmp_path, TWO).shown(4))
+    with pytest.raises(UserError, match="t1ce and flair; bring some of them"):
+        brought.take(body([], []))
+
+
 @pytest.fixture
 def series(tmp_path: Path) -> list[bytes]:
     save_series(tmp_path, "P", uid(), patient(0).t1ce)

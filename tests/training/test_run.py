@@ -387,7 +387,7 @@ def test_a_run_ends_with_population_statistics(phantom, finished):
     state = state.replace(params=restored["params"])
     settled = population.with_population_statistics(
         state, dataset, model=model, mesh=data_mesh(), batch_size=config.train.batch_size,
-        images=config.train.population_images,
+        images=config.train.population_images, drop_channel=0.0,
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), settled.batch_stats, restored["batch_stats"]
@@ -409,7 +409,7 @@ def test_population_statistics_are_what_moving_averages_come_to(phantom, finishe
 
     monkeypatch.setattr(population, "split_batches", seen_batches)
     settled = population.with_population_statistics(
-        state, dataset, model=model, mesh=data_mesh(), batch_size=32, images=32
+        state, dataset, model=model, mesh=data_mesh(), batch_size=32, images=32, drop_channel=0.0
     )
 
     @jax.jit

@@ -63,11 +63,13 @@ function modalityOf(path) {
 /** Has the reader say which files are which modality. @param {File[][]} groups @returns {Promise<File[][]|null>} */
 function assign(groups) {
   const dialog = at("bring");
+  const may = facts.incomplete ? " What is missing may stay so." : "";
+  const enough = () => (facts.incomplete ? groups.some((files) => files.length) : groups.every((files) => files.length));
   const show = () =>
     fill(
       dialog,
       make("h2", {}, "Which file is which?"),
-      make("p.soft", {}, "Of each modality a NIfTI file, or all files of a DICOM series."),
+      make("p.soft", {}, "Of each modality a NIfTI file, or all files of a DICOM series." + may),
       make("div.assign", {}, ...facts.modalities.flatMap((name, i) => line(name, i))),
       make(
         "div.ends",
@@ -75,7 +77,7 @@ function assign(groups) {
         make("button", { "data-key": "cancel", onclick: () => dialog.close() }, "Cancel"),
         make(
           "button.main",
-          { "data-key": "take", disabled: !groups.every((files) => files.length), onclick: () => dialog.close("take") },
+          { "data-key": "take", disabled: !enough(), onclick: () => dialog.close("take") },
           "Bring",
         ),
       ),
