@@ -15,11 +15,11 @@ from decomp_jax.errors import run_program
 SIZE = 8
 
 
-def settings(size: int) -> Settings:
+def settings(*_: object) -> Settings:
     return Settings("phantom", SIZE)
 
 
-def patient(patient_id: str, *, seed: int, size: int, domain: phantom.Domain | None = None) -> PatientSlices:
+def patient(patient_id: str, **_: object) -> PatientSlices:
     rng = np.random.default_rng(int(patient_id[-4:]))
     return PatientSlices(
         patient_id=patient_id,
@@ -30,13 +30,13 @@ def patient(patient_id: str, *, seed: int, size: int, domain: phantom.Domain | N
     )
 
 
-def with_fault(patient_id: str, *, seed: int, size: int, domain: phantom.Domain | None = None) -> PatientSlices:
+def with_fault(patient_id: str, **options: object) -> PatientSlices:
     fault = os.environ.get("FAULT") if patient_id.endswith("0003") else None
     if fault == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "linger":
         time.sleep(600)
-    return patient(patient_id, seed=seed, size=size)
+    return patient(patient_id, **options)
 
 
 if __name__ == "__main__":

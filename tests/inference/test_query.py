@@ -79,6 +79,8 @@ def test_the_sheet_shows_the_images_where_they_are(
     manifest = {"digest": heads["reference"].digest, "splits": ("query", "reference")}
     monkeypatch.setattr(sheet, "read_manifest", lambda data: manifest)
     monkeypatch.setattr(sheet, "SliceDataset", lambda data, split: heads[split])
+    for one in heads.values():
+        monkeypatch.setattr(one, "settings", module.Decomposer.restore(run["workdir"]).settings)
     monkeypatch.setattr(sheet, "contact_sheet", lambda sections, **rest: shown.append((sections, rest)))
     with pytest.raises(AttributeError):  # nothing to save
         module.run_query(**run)
