@@ -258,8 +258,12 @@ MUTATIONS = {
         "decomp_jax/retrieval/relative.py", "certain = every | (", "certain = every | first | (", RELATIVE
     ),
     "counter-examples shorten what distances are relative to": Mutation(
-        "decomp_jax/retrieval/queries.py", "lengths=example.weights - share[:, None, None] * np.abs(example.weights)",
-        "lengths=example.weights - share[:, None, None] * example.weights", RELATIVE,
+        "decomp_jax/retrieval/queries.py", "queries.share[:, None, None] * np.abs(weights)",
+        "queries.share[:, None, None] * weights", RELATIVE,
+    ),
+    "all blocks of queries have the thresholds of the first": Mutation(
+        "decomp_jax/retrieval/queries.py", "None if self.share is None else self.share[rows]",
+        "None if self.share is None else self.share[:len(self.share[rows])]", RELATIVE,
     ),
     "an image of nothing asks with what is left of its vectors": Mutation(
         "decomp_jax/inference/decomposer.py", "[:, None, None, None], 0, z_e)", "[:, None, None, None], z_e, z_e)", DECOMPOSER
