@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer

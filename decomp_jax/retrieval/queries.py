@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Real
 from decomp_jax.errors import UserError
 
 PATHS = ("normal", "abnormal")
+# Of squared lengths: what distances of equal vectors come to by rounding alone stays below.
 ROUNDING = 1e-12
 # Weight of what hits had better not be like; below 1, so that what they should be like decides.
 AWAY = 0.5
@@ -210,7 +211,7 @@ def _by_cell(
         norms = (codebook**2).sum(1)[own]
         over = whole.squares[0] * norms + whole.offsets[0]
         cells = squares * norms - 2 * np.einsum("kpd,pd->kp", codebook[own], points) + offsets
-        cells[np.abs(cells) < ROUNDING * over] = 0.0  # of equal vectors rounding alone is left
+        cells[np.abs(cells) < ROUNDING * over] = 0.0
         distances[path] = cells
         lengths += over.sum(1)
     return distances, lengths
