@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,8 @@ def _initialize(timeout: float, **options: Any) -> None:
 
     Detection is JAX's own: the metadata server of Google's TPU hosts, GKE, Slurm, Open MPI, Kubernetes. Its public sign
     of "no cluster" is a ValueError that asks for the coordinator's address. The call can't be interrupted, so that it
-    runs in a thread; this thread waits for it, where signals and the timeout are noticed.
+    runs in a thread; this thread waits for it, where signals and the timeout are noticed. It waits by the second: a
+    signal that comes as a wait begins, or to a thread of JAX's, does not end the wait.
     """
     failures: list[Exception] = []
 
@@ -81,9 +83,11 @@ def _initialize(timeout: float, **options: Any) -> None:
             failures.append(error)
 
     thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
+    deadline = time.monotonic() + timeout
     try:
-        thread.join(timeout)
+        thread.start()
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(min(timeout, 1))
     except SystemExit as stop:
         os._exit(stop.code)
     if thread.is_alive():

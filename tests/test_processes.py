@@ -111,8 +111,23 @@ def test_a_process_that_waits_answers_sigterm():
         mute.settimeout(100)
         mute.accept()  # it has come to ask the coordinator
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
         assert process.stderr.read() == ""
+
+
+def test_a_signal_that_reaches_another_thread_is_answered():
+    """Nothing interrupts the thread that waits then: what a signal at the very start of the wait does now and then."""
+    taken_elsewhere = """
+import jax, os, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+def initialize(**_):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+jax.distributed.initialize = initialize
+"""
+    process = start_python("-c", taken_elsewhere + JOIN, "--coordinator=localhost:1", "--processes=2", "--process=1")
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("flags, says", [
