@@ -200,7 +200,7 @@ errors.run_program(lambda: encode.encode_split(sys.argv[1], sys.argv[2], "query"
     assert process.stdout.readline() == "writing\n", process.stderr.read()
     assert list(tmp_path.iterdir())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
 
 

@@ -85,7 +85,7 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 30) -> None:
+    def wait(self, condition: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not self.run(f"(async () => Boolean(await ({condition})))()"):
             if time.monotonic() > end:

@@ -38,7 +38,7 @@ class FakeRoom:
         return Answer({"slices": 3})
 
     def ask(self, request: Any) -> Answer:
-        self.free.wait(20)
+        self.free.wait(200)
         self.asked.append(request)
         return Answer({"asked": request}, {"why": np.arange(3, dtype=">f4")})
 
@@ -193,7 +193,7 @@ def asking(room: FakeRoom, attack: Callable[[httpx2.AsyncClient], Any]) -> Any:
     """What a coroutine finds that asks the server within one loop."""
     async def run() -> Any:
         transport = httpx2.ASGITransport(http.make_app(room, TOKEN))
-        async with httpx2.AsyncClient(transport=transport, base_url=OWN, headers=SIGNED, timeout=30) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url=OWN, headers=SIGNED, timeout=200) as client:
             return await attack(client)
     return asyncio.run(run())
 

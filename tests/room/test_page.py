@@ -40,7 +40,7 @@ def address(bank: Path) -> Iterator[str]:
         yield program.stdout.readline().strip()
     finally:
         program.terminate()
-        program.communicate(timeout=60)
+        program.communicate(timeout=200)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def ask(page: Browser, key: str) -> list[int]:
     """Rows in sight after a key that asks."""
     before = page.run(STATE.format(".log.length"))
     page.key(key)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while page.run(STATE.format(".log.length")) == before:
         assert time.monotonic() < end, page.run(STATUS)
     rows = page.run(STATE.format(".log.at(-1).rows"))
@@ -211,7 +211,7 @@ def test_modalities_are_told_apart_by_name_or_by_the_reader(tmp_path: Path, seri
                 (tmp_path / "folder" / "flair" / f"IM{i}").write_bytes(file.read_bytes())
             (tmp_path / "folder" / ".DS_Store").write_text("of the folder")
             page.drop(tmp_path / "folder", tmp_path / "p_t1ce.nii.gz")
-            page.wait(STATE.format(f".shown.scan !== '{scan}'"), 60)
+            page.wait(STATE.format(f".shown.scan !== '{scan}'"))
             assert page.run(STATE.format(".shown.name")).startswith("p_t1ce, ")
             page.choose("#file", *files)
             page.wait("document.getElementById('bring').open")
@@ -226,7 +226,7 @@ def test_modalities_are_told_apart_by_name_or_by_the_reader(tmp_path: Path, seri
             assert not page.problems and not [path.name for path in files if path.name in state]
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
 
 
 def test_what_can_not_be_read_is_told_by_its_name(page: Browser, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ decomposer =""")
             assert page.run("window.pwned") is None, "and were it not, the policy holds"
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
 
 
 def test_a_bank_without_its_images_says_so(bank: Path, tmp_path: Path) -> None:
@@ -346,4 +346,4 @@ def test_a_bank_without_its_images_says_so(bank: Path, tmp_path: Path) -> None:
             assert len(ask(page, "2")) > 10 and not page.problems
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)

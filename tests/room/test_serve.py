@@ -36,12 +36,12 @@ def test_it_prints_an_address_ends_by_sigterm_and_leaves_nothing(tmp_path: Path)
         assert address.startswith("http://127.0.0.1:") and len(token) >= 43
         request = urllib.request.Request(f"{address}/api/bring", body([gzip.compress(scan())]), method="PUT", headers={
             "Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"})
-        assert b'"slices": [2, 3, 4, 5, 6, 7]' in urllib.request.urlopen(request, timeout=60).read()
+        assert b'"slices": [2, 3, 4, 5, 6, 7]' in urllib.request.urlopen(request, timeout=200).read()
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"{address}/api/about", timeout=60)
-        assert b"Reading room" in urllib.request.urlopen(address, timeout=60).read()
+            urllib.request.urlopen(f"{address}/api/about", timeout=200)
+        assert b"Reading room" in urllib.request.urlopen(address, timeout=200).read()
         program.terminate()
-        out, err = program.communicate(timeout=60)
+        out, err = program.communicate(timeout=200)
     finally:
         program.kill()
     assert program.returncode == 143 and not out and "Traceback" not in err
@@ -54,7 +54,7 @@ def test_it_ends_while_it_is_laid_out(tmp_path: Path) -> None:
     try:
         assert program.stdout.readline().startswith("http://127.0.0.1:")
         program.terminate()
-        _, errors = program.communicate(timeout=60)
+        _, errors = program.communicate(timeout=200)
     finally:
         program.kill()
     assert program.returncode == 143, errors
