@@ -55,6 +55,5 @@ def adapt(workdir: str | Path, data: str | Path, out: str | Path, *, splits: Seq
             "data_digest": dataset.digest, "source": read_manifest(data)["source"], "splits": list(splits),
             "patients": len(np.unique(dataset.rows["patient_id"])), "slices": len(rows),
         }
-        meta["config"]["data"]["dir"] = ""  # a path of this machine
         write_exported(folder, state, meta)
         (folder / CARD).write_text(model_card(Path(out).name, meta))

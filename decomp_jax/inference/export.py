@@ -42,7 +42,6 @@ def export_run(workdir: str | Path, data: str | Path, reports: Sequence[str | Pa
         if failed := (Path(reports[0]) / "figures" / FAILURES).exists():
             shutil.copyfile(Path(reports[0]) / "figures" / FAILURES, folder / FAILURES)
         meta["data"] = {name: manifest[name] for name in ("patients", "slices", "splits", "source")}
-        meta["config"]["data"]["dir"] = ""  # a path of this machine; the digest names the data
         meta.setdefault("commit", f"{source_commit()}, at export: the run recorded none")
         start = meta["config"]["train"]["init_from"]
         if start and Path(start).is_dir():

@@ -301,7 +301,13 @@ logging.getLogger("absl").addFilter(_not_a_traceback_of_orbax)
 
 
 def write_exported(folder: str | Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
-    """A run that `restore_for_inference` reads, without its optimiser: NumPy arrays and JSON, a few MB."""
+    """A run that `restore_for_inference` reads, without its optimiser: NumPy arrays and JSON, a few MB.
+
+    Paths of this machine stay here: the digest names the data, and its folder's name the run it started from.
+    """
+    train = meta["config"]["train"]
+    train = {**train, "init_from": Path(train["init_from"]).name}
+    meta = {**meta, "config": {**meta["config"], "data": {**meta["config"]["data"], "dir": ""}, "train": train}}
     kept = {name: state[name] for name in EXPORTED}
     np.savez_compressed(Path(folder) / PARAMETERS, **flatten_dict(kept, sep="/"))
     (Path(folder) / META).write_text(json.dumps(sealed(meta), indent=1) + "\n")

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from decomp_jax.config import Config
+from decomp_jax.config import Config, ModelConfig
 from decomp_jax.data.pipeline import check_slices, train_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
@@ -27,6 +27,7 @@ from decomp_jax.mesh import check_batch_size, data_mesh, describe_devices, place
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.processes import agreed, gather, require_equal
 from decomp_jax.provenance import source_commit
+from decomp_jax.training import grow
 from decomp_jax.training.checkpoint import (
     EXPORTED, Checkpoints, digest, has_checkpoints, restore_for_inference, restore_state
 )
@@ -177,7 +178,7 @@ def start_state(run: Run) -> State:
     make = functools.partial(create_state, run.config, run.model, run.tx, run.mesh)
     trained, start = None, run.config.train.init_from
     if start and not has_checkpoints(run.workdir):
-        trained = _parameters_of(start, jax.eval_shape(make))  # before anything is compiled
+        trained = _parameters_of(start, run.config.model, make)  # before anything is compiled
     state = make()
     restored = restore_state(run.workdir, state, functools.partial(_refuse_other_run, run.meta))
     if restored is not None:
@@ -209,16 +210,27 @@ def _settings(meta: dict[str, Any]) -> dict[str, Any]:
     return {f"--config.{name}": value for name, value in flatten_dict(sections, sep=".").items()}
 
 
-def _parameters_of(workdir: str, state: State) -> dict[str, Any]:
-    """Parameters, statistics and codebooks of another run, for a state of such shapes; its optimiser starts afresh."""
-    trained, _ = restore_for_inference(workdir)
+def _parameters_of(workdir: str, config: ModelConfig, make: Callable[[], State]) -> dict[str, Any]:
+    """Parameters, statistics and codebooks of another run, for the states that `make` makes; a smaller network is grown.
+
+    The optimiser starts afresh.
+    """
+    trained, meta = restore_for_inference(workdir)
+    smaller = Config.from_dict(meta["config"]).model
+    if grow.grows(smaller, config):
+        state = make()
+        levels = len(smaller.widths)
+        trained |= {name: grow.grown(trained[name], getattr(state, name), levels) for name in ("params", "batch_stats")}
+    else:
+        state = jax.eval_shape(make)
     found = {}
     for name in EXPORTED:
         fresh, leaves = getattr(state, name), jax.tree.leaves(trained.get(name, {}))
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(fresh)]:
             raise UserError(
-                f"--config.train.init_from={workdir}: its network has another shape; use the same config.model and "
-                "data of as many classes and channels"
+                f"--config.train.init_from={workdir}: its network has another shape; use the same config.model (or one "
+                f"level more, config.model.widths={(smaller.widths[0], *smaller.widths)}, for images of twice the size) "
+                "and data of as many classes and channels"
             )
         found[name] = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
     return found

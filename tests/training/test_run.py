@@ -25,7 +25,7 @@ from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import EXIT_UNFINISHED, UserError
 from decomp_jax.mesh import data_mesh
 from decomp_jax.models.network import DecompositionNet
-from decomp_jax.training import checkpoint, loop, population, validation
+from decomp_jax.training import checkpoint, grow, loop, population, validation
 from decomp_jax.training.checkpoint import Checkpoints, digest, restore_for_inference
 from decomp_jax.training.metrics import MetricWriter, NotFinite, check_finite
 from decomp_jax.training.state import create_state, make_optimizer
@@ -376,6 +376,27 @@ def test_init_from_takes_the_parameters(phantom, finished, tmp_path):
     for name in checkpoint.EXPORTED:
         assert digest(jax.device_get(getattr(state, name))) == digest(trained[name])
     assert state.step == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_init_from_grows_a_network_for_images_of_half_the_size(phantom, tmp_path):
+    """It is written as an export, whose paths stay here."""
+    config = config_for(phantom, init_from=str(tmp_path), steps=1)
+    config = config.replace({"model.widths": (4, 4, 8), "model.full_resolution_block": True})
+    smaller = config.replace({"model.widths": (4, 8)})
+    dataset = SliceDataset(str(phantom), "train")
+    small = loop.make_model(smaller, dataset)
+    trained = jax.device_get(create_state(smaller, small, make_optimizer(config.train), data_mesh()))
+    trained = {name: getattr(trained, name) for name in checkpoint.EXPORTED}
+    trained["codebook_stats"] = {path: dataclasses.asdict(stats) for path, stats in trained["codebook_stats"].items()}
+    digests = {name: digest(tree) for name, tree in trained.items()}
+    checkpoint.write_exported(tmp_path, trained, {"config": smaller.to_dict(), "digests": digests, "step": 0})
+    assert str(tmp_path) not in (tmp_path / "meta.json").read_text()
+
+    state = loop.start_state(loop.Run.prepare(config, tmp_path / "run"))
+    for name in ("params", "batch_stats"):
+        fresh = getattr(create_state(config, loop.make_model(config, dataset), make_optimizer(config.train), data_mesh()), name)
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), grow.grown(trained[name], fresh, levels=2))
+    np.testing.assert_array_equal(state.params["normal_codebook"], trained["params"]["normal_codebook"])
 
 
 def test_a_run_ends_with_population_statistics(phantom, finished):
