@@ -16,6 +16,7 @@ removed. Several processes: docs/pods.md.
 """
 
 import argparse
+import math
 import hashlib
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     command.add_argument("--data", type=Path, required=True, help="a data set written by data_prep")
     command.add_argument("--split", required=True, choices=SPLITS)
     command.add_argument("--out", type=Path, required=True, help="the bank's directory, to be made")
+    _add_slab(command)
     return command
 
 
@@ -143,7 +145,14 @@ def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
                          help="the split searched; others: every patient of all splits asks among all others")
     command.add_argument("--features", type=_named_file, action="append", default=[], metavar="NAME=FILE.npy",
                          help="vectors of the slices to rank by as well (docs/evaluation.md); may be given again")
+    _add_slab(command)
     return command
+
+
+def _add_slab(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--slab_mm", type=_millimetres, metavar="MM",
+                         help="abnormal codes are of the slab around a slice, a Gaussian of this deviation along the scan "
+                              "(default: an eighth of a code cell's side); 0 takes each slice by itself")
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -191,6 +200,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _millimetres(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is no distance, 0 or more")
     return value
 
 

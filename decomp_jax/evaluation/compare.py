@@ -96,7 +96,7 @@ def _measure(decomposer: Decomposer, dataset: SliceDataset, name: str, data: str
     dataset = decomposer.take_images(dataset, str(data))
     settings = dataset.settings
     decomposer.check_classes(settings, str(data))
-    slices = SliceSet.encode(decomposer, dataset, name)
+    slices = SliceSet.encode(decomposer, dataset, name, slab_mm=0)  # networks are compared, not slabs
     search = Search(slices, slices, settings)
     slice_scores = score(search, rankers(search, {name[0] for name in PAIRED.values() if name[0] in METHODS}))
     paired = {key: values for key, values in slice_scores.items() if key in PAIRED.values()}

@@ -20,11 +20,12 @@ from decomp_jax.evaluation.counterfactual import counterfactual_table
 from decomp_jax.evaluation.features import read_features
 from decomp_jax.evaluation.page import write_page
 from decomp_jax.evaluation.rankers import Search, rankers
-from decomp_jax.evaluation.slices import SliceSet, decompose
+from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Table
 from decomp_jax.files import replacing, sealed
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
+from decomp_jax.inference.slab import default_slab_mm
 from decomp_jax.retrieval.statistics import CONFIDENCE, LEAST_PATIENTS, SAMPLES, Bootstrap, Interval
 from decomp_jax.training.metrics import lines_up_to
 
@@ -33,7 +34,7 @@ OTHERS = "others"
 
 def write_report(
     workdir: str | Path, data: str | Path, out: str | Path, reference: str = "reference",
-    features: Sequence[tuple[str, Path]] = (),
+    features: Sequence[tuple[str, Path]] = (), slab_mm: float | None = None,
 ) -> None:
     """Writes OUT/{index.html, metrics.json, metrics.csv, figures/*.png}, of which index.html comes last.
 
@@ -43,6 +44,7 @@ def write_report(
             patients of all splits ask, each among all others.
         out: directory to write into; files of an earlier report are replaced.
         features: names and files of vectors to rank by as well; see `features.read_features`.
+        slab_mm: as of `inference.encode.encode_split`.
 
     Raises:
         UserError: the data were prepared otherwise than the model's, a patient is in both splits, or features are of
@@ -56,11 +58,12 @@ def write_report(
     decomposer.check_classes(settings, str(data))
     _require_patients(datasets, data)
     vectors = read_features(features, datasets)
-    sets = [SliceSet.encode(decomposer, dataset, name, vectors[name]) for name, dataset in datasets.items()]
+    slab_mm = default_slab_mm(settings, decomposer.grid) if slab_mm is None else slab_mm
+    sets = [SliceSet.encode(decomposer, dataset, name, vectors[name], slab_mm) for name, dataset in datasets.items()]
     search = Search(sets[0], sets[-1], settings, decomposer=decomposer)
     with mpl.rc_context(STYLE):
         metrics, drawn = measure(search)
-        metrics["protocol"]["reference split"] = reference
+        metrics["protocol"] |= {"reference split": reference, "slab mm": slab_mm}
         drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))
         if jax.process_index() == 0:
             _write(Path(out), metrics, drawn, search, decomposer.config.to_dict())
@@ -140,7 +143,7 @@ def _decomposition_figure(
     settings = query.dataset.settings
     fields = ("image", "healthy") if settings.healthy else ("image",)
     images = query.dataset.stack(fields, query.positions[chosen])
-    return figures.decomposition_figure(query, chosen, images, decompose(decomposer, images["image"]), settings)
+    return figures.decomposition_figure(query, chosen, images, query.decompositions(decomposer, chosen), settings)
 
 
 def _training_log(path: Path) -> list[dict[str, float]]:

@@ -15,9 +15,11 @@ from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.evaluation.scratch import map_blocks, scratch
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
+from decomp_jax.inference.slab import default_slab_mm, with_latents
 from decomp_jax.losses.cells import cell_means
 from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.retrieval import CodeBank
+from decomp_jax.types import Latents
 
 BATCH = 64
 THUMBNAIL = 64  # pixels: larger images are averaged down to about this side
@@ -28,9 +30,11 @@ KEPT = ("z_e_normal", "z_e_abnormal", "abnormality", *CODES)
 
 def decompose(decomposer: Decomposer, images: Float[np.ndarray, "n s s c"]) -> Decomposition:
     """The network's view of at most `BATCH` images, in batches of one shape, so that the network is compiled once."""
-    output = decomposer.decompose(np.pad(images, [(0, BATCH - len(images))] + [(0, 0)] * 3))
-    fields = dataclasses.fields(Decomposition)
-    return Decomposition(**{field.name: getattr(output, field.name)[: len(images)] for field in fields})
+    return _first(decomposer.decompose(np.pad(images, [(0, BATCH - len(images))] + [(0, 0)] * 3)), len(images))
+
+
+def _first(output: Decomposition, count: int) -> Decomposition:
+    return Decomposition(**{name: values[:count] for name, values in vars(output).items()})
 
 
 def read_batches(
@@ -85,21 +89,24 @@ class SliceSet:
     @classmethod
     def encode(
         cls, decomposer: Decomposer, dataset: SliceDataset, split: str,
-        features: Mapping[str, Float[np.ndarray, "slices f"]] | None = None,
+        features: Mapping[str, Float[np.ndarray, "slices f"]] | None = None, slab_mm: float | None = None,
     ) -> Self:
-        """`features` are those of all slices of `dataset`, by name."""
+        """`features` are those of all slices of `dataset`, by name; `slab_mm` as of `inference.encode`."""
+        slab_mm = default_slab_mm(dataset.settings, decomposer.grid) if slab_mm is None else slab_mm
         labelled = dataset.rows["labelled"]
         positions = np.flatnonzero(labelled) if labelled.any() else np.arange(len(dataset))
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
         arrays: dict[str, np.ndarray] = {}
-        for place, batch in read_batches(dataset, fields, positions, f"encode {split}"):
-            for name, part in valid_rows(_encode_batch(decomposer, batch), place).items():
+        batches = read_batches(dataset, fields, positions, f"encode {split}")
+        for place, batch, latents in with_latents(decomposer, batches, dataset.rows[positions], slab_mm):
+            for name, part in valid_rows(_encode_batch(decomposer, batch, latents), place).items():
                 if name not in arrays:
                     arrays[name] = scratch((len(positions), *part.shape[1:]), part.dtype)
                 arrays[name][place] = part
         bank = CodeBank.from_arrays(
             **{name: arrays.pop(name) for name in CODES}, rows=dataset.rows[positions],
             normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
+            meta={"slab_mm": slab_mm},
         )
         kept = {name: map_blocks(vectors.__getitem__, positions) for name, vectors in (features or {}).items()}
         return cls(
@@ -113,6 +120,12 @@ class SliceSet:
     def images(self, chosen: Integer[np.ndarray, "k"]) -> Float[np.ndarray, "k s s c"]:
         """Whole images of a few slices, read again."""
         return self.dataset.stack(("image",), self.positions[chosen])["image"]
+
+    def decompositions(self, decomposer: Decomposer, chosen: Integer[np.ndarray, "k"]) -> Decomposition:
+        """What the network says of at most `BATCH` slices."""
+        padded = np.resize(chosen, BATCH)
+        output = decomposer.explain(Latents(self.z_e_normal[padded], self.z_e_abnormal[padded]))
+        return _first(output, len(chosen))
 
     @functools.cached_property
     def lesion_area(self) -> Float[np.ndarray, "n"]:
@@ -140,9 +153,9 @@ class SliceSet:
         return self.lesion_area > 0
 
 
-def _encode_batch(decomposer: Decomposer, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _encode_batch(decomposer: Decomposer, batch: dict[str, jax.Array], latents: Latents) -> dict[str, jax.Array]:
     """Of a global batch, what a `SliceSet` keeps."""
-    output = decomposer.decompose(batch["image"])
+    output = decomposer.explain(latents)
     labels = {name: batch[name] for name in ("label", "anatomy") if name in batch}
     kept = {name: getattr(output, name) for name in KEPT}
     return labels | kept | {"thumbnail": shrink(batch["image"])} | _summary(output.segmentation)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
@@ -13,11 +14,13 @@ from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import fitting
 from decomp_jax.inference.drawing import region_weights, sketch_latents
+from decomp_jax.inference.slab import of_scan, slab_around
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.preparation.scan import Scan, open_scan
 from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents, relative
 from decomp_jax.retrieval.queries import PATHS
+from decomp_jax.types import Latents
 
 BATCH = 16  # slices of a scan decomposed at a time
 
@@ -143,7 +146,11 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
             prepare_picture(Path(path), decomposer.settings) if scan is None else scan.shown(index)
             for scan, (path, index, _) in zip(scans, sources)
         ])
-        output = decomposer.decompose(images)
+        of_sources = [
+            decomposer.latents(image[None]) if scan is None else _of_slice(decomposer, scan, index, bank.slab_mm)
+            for image, scan, (_, index, _) in zip(images, scans, sources)
+        ]
+        output = decomposer.explain(jax.tree.map(lambda *parts: np.concatenate(parts), *of_sources))
         lesions = output.segmentation.argmax(-1).astype(np.uint8)
         points = {"normal": output.z_e_normal[:1], "abnormal": output.z_e_abnormal[-1:]}
     if sketch is not None:
@@ -163,14 +170,26 @@ def read_scan(question: Question, decomposer: Decomposer, bank: CodeBank) -> Ask
     scan = _open_scan(question.image, question.mask, decomposer)
     _, region = _read_drawings(question, decomposer, scan)
     slices = scan.filled_slices
-    images = scan.image(slices)
-    batches = [decomposer.decompose(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    images, heights = scan.image(slices), scan.position_mm(slices)
+    of_slabs = of_scan(decomposer, images, heights, bank.slab_mm)
+    batches = [
+        decomposer.explain(jax.tree.map(lambda part: part[start : start + BATCH], of_slabs))
+        for start in range(0, len(images), BATCH)
+    ]
     lesions = np.concatenate([output.segmentation.argmax(-1).astype(np.uint8) for output in batches])
     points = {path: np.concatenate([getattr(output, f"z_e_{path}") for output in batches]) for path in PATHS}
     if question.codes:
         points = _quantised(decomposer, points)
     return Asked(_queries(question, decomposer, bank, points, region), images, lesions, region=region,
-                 heights=scan.position_mm(slices), names=[f"slice {index}" for index in slices])
+                 heights=heights, names=[f"slice {index}" for index in slices])
+
+
+def _of_slice(decomposer: Decomposer, scan: Scan, index: int, slab_mm: float) -> Latents:
+    """Latents [1,h,w,D] of a slice, the abnormal ones of the slab around it."""
+    slices = scan.filled_slices
+    near = slices[slab_around(scan.position_mm(slices), int(np.searchsorted(slices, index)), slab_mm)]
+    latents = of_scan(decomposer, scan.image(near), scan.position_mm(near), slab_mm)
+    return jax.tree.map(lambda part: part[near == index], latents)
 
 
 def _queries(

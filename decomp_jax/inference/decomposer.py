@@ -99,8 +99,10 @@ class Decomposer:
         )
         codebooks = self.model.apply(self._variables, method="codebooks")
         self.normal_codebook, self.abnormal_codebook = (np.asarray(codebook) for codebook in codebooks)
-        self._encode = jax.jit(self._encode_images)
-        self._decompose = jax.jit(self._decompose_images)
+        self._latents = jax.jit(self._latents_of)
+        self._explain = jax.jit(self._explain_latents)
+        self._encode = jax.jit(lambda variables, images: self._quantize_latents(variables, *self._latents_of(variables, images)))
+        self._decompose = jax.jit(lambda variables, images: self._explain_latents(variables, *self._latents_of(variables, images)))
         self._decode = jax.jit(self._decode_codes)
         self._paint = jax.jit(lambda *codes: self._decode_codes(*codes)[0])  # XLA leaves out the rest
         self._quantize = jax.jit(self._quantize_latents)
@@ -158,10 +160,18 @@ class Decomposer:
         """Codes, latents, segmentation and both paintings; global arrays of a global batch, as `encode`."""
         return Decomposition(**self._on_devices(self._decompose, images))
 
+    def latents(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> Latents:
+        """z_e of both paths, each image by itself; global arrays of a global batch, as `encode`."""
+        return Latents(*self._on_devices(self._latents, images))
+
+    def explain(self, latents: Latents) -> Decomposition:
+        """`decompose` of latents, which may be of slabs (`decomp_jax.inference.slab`)."""
+        return Decomposition(**self._on_devices(self._explain, latents.normal, latents.abnormal))
+
     def quantize(
-        self, z_e_normal: Float[np.ndarray, "b h w d"], z_e_abnormal: Float[np.ndarray, "b h w d"]
+        self, z_e_normal: Float[np.ndarray | jax.Array, "b h w d"], z_e_abnormal: Float[np.ndarray | jax.Array, "b h w d"]
     ) -> CodeIndices:
-        """Codes of latents, of an image or of a sketch."""
+        """Codes of latents, of an image, of a slab or of a sketch; global arrays of a global batch, as `encode`."""
         return CodeIndices(*self._on_devices(self._quantize, z_e_normal, z_e_abnormal))
 
     def paint(
@@ -188,30 +198,30 @@ class Decomposer:
         placed = [split_over(self._mesh, batch) for batch in padded]
         return jax.tree.map(lambda x: x[:valid], to_host(function(self._variables, *placed)))
 
-    def _encode_images(self, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _latents_of(self, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         latents = self.model.apply(variables, images.astype(jnp.float32), train=False, method="encode")
-        return self._quantize_latents(variables, latents.normal, latents.abnormal)
+        return latents.normal, latents.abnormal
 
     def _quantize_latents(self, variables: dict, normal: jax.Array, abnormal: jax.Array) -> tuple[jax.Array, jax.Array]:
         codes = self.model.apply(variables, Latents(normal, abnormal), method="quantize")
         return codes.normal_indices, codes.abnormal_indices
 
-    def _decompose_images(self, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-        outputs = self.model.apply(variables, images.astype(jnp.float32), quantised=1.0, train=False)
-        z_e, codes = outputs.latents.abnormal, outputs.codes
+    def _explain_latents(self, variables: dict, normal: jax.Array, abnormal: jax.Array) -> dict[str, jax.Array]:
+        codes = self.model.apply(variables, Latents(normal, abnormal), method="quantize")
+        x_plus, x_minus, segmentation = self._decode_codes(variables, codes.normal_indices, codes.abnormal_indices)
         if self.config.model.nothing_threshold:
-            abnormality = jnp.sum(z_e**2, -1).max((1, 2))
-            z_e = jnp.where((codes.abnormal_indices == 0).all((1, 2))[:, None, None, None], 0, z_e)
+            abnormality = jnp.sum(abnormal**2, -1).max((1, 2))
+            abnormal = jnp.where((codes.abnormal_indices == 0).all((1, 2))[:, None, None, None], 0, abnormal)
         else:
-            abnormality = -jnp.sum((z_e - codes.z_q_lesion) ** 2, -1).mean((1, 2))
+            abnormality = -jnp.sum((abnormal - codes.z_q_lesion) ** 2, -1).mean((1, 2))
         return {
-            "x_plus": outputs.x_plus,
-            "x_minus": outputs.x_minus,
-            "segmentation": jax.nn.softmax(outputs.seg_logits),
+            "x_plus": x_plus,
+            "x_minus": x_minus,
+            "segmentation": segmentation,
             "normal_indices": codes.normal_indices,
             "abnormal_indices": codes.abnormal_indices,
-            "z_e_normal": outputs.latents.normal,
-            "z_e_abnormal": z_e,
+            "z_e_normal": normal,
+            "z_e_abnormal": abnormal,
             "abnormality": abnormality,
         }
 

@@ -11,17 +11,26 @@ from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.inference.slab import default_slab_mm, with_latents
 from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.retrieval import BankWriter, CodeBank
 
 
-def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | Path) -> None:
+def encode_split(
+    workdir: str | Path, data: str | Path, split: str, out: str | Path, slab_mm: float | None = None
+) -> None:
     """Writes the codes of all slices of `split` to the bank directory `out`; an interrupted run leaves nothing there.
 
-    Raises UserError if the images were prepared otherwise than the network's, or `out` exists.
+    Args:
+        slab_mm: deviation of the slab that an abnormal code is of (`decomp_jax.inference.slab`), whose rule it is
+            without it; 0 encodes each slice by itself.
+
+    Raises:
+        UserError: the images were prepared otherwise than the network's, or `out` exists.
     """
     decomposer = Decomposer.restore(workdir)
     dataset = decomposer.take_images(SliceDataset(data, split), str(data))
+    slab_mm = default_slab_mm(decomposer.settings, decomposer.grid) if slab_mm is None else slab_mm
     writer = BankWriter(
         out,
         rows=dataset.rows,
@@ -32,6 +41,7 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
             "model_digest": decomposer.model_digest,
             "data_digest": dataset.digest,
             "preprocessing": dataset.settings.preprocessing,
+            "slab_mm": slab_mm,
             "data": str(Path(data).absolute()),
             "split": split,
         },
@@ -39,8 +49,9 @@ def encode_split(workdir: str | Path, data: str | Path, split: str, out: str | P
     writes = jax.process_index() == 0
     progress = {"total": len(dataset), "unit": "slice", "desc": f"encode {split}", "disable": not writes}
     with writer if writes else contextlib.nullcontext(), tqdm(**progress) as bar:
-        for batch, count in split_batches(dataset, ("image",), data_mesh()):
-            codes = decomposer.encode(batch["image"])
+        batches = ((count, batch) for batch, count in split_batches(dataset, ("image",), data_mesh()))
+        for count, _, latents in with_latents(decomposer, batches, dataset.rows, slab_mm):
+            codes = decomposer.quantize(latents.normal, latents.abnormal)
             normal, abnormal = to_host((codes.normal_indices, codes.abnormal_indices))
             if writes:
                 writer.append(normal[:count], abnormal[:count])

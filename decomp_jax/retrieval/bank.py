@@ -79,6 +79,11 @@ class CodeBank:
         return len(self.rows)
 
     @property
+    def slab_mm(self) -> float:
+        """Deviation of the slabs that abnormal codes are of (`decomp_jax.inference.slab`)."""
+        return self.meta.get("slab_mm", 0.0)
+
+    @property
     def grid(self) -> tuple[int, int]:
         return self.normal_indices.shape[1:]
 

@@ -5,13 +5,17 @@ import binascii
 import collections
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float, Float16, UInt8
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
+from decomp_jax.inference.slab import of_scan, slab_around
 from decomp_jax.retrieval import CodeBank
+from decomp_jax.room.archive import Archive
+from decomp_jax.types import Latents
 
 UNLABELLED = 255
 # Decompositions that are kept; images decomposed at a time, but for a few, which are decomposed one by one.
@@ -37,6 +41,16 @@ class Picture(NamedTuple):
     row: int | None
 
 
+class Read(NamedTuple):
+    """An image that is to be decomposed: of the bank's row, or brought, with its abnormal latents of a slab if known."""
+
+    key: Any
+    image: np.ndarray | None
+    label: np.ndarray
+    row: int | None
+    slab: np.ndarray | None
+
+
 class Pictures:
     """The archive's images by row, and a reader's by their pixels.
 
@@ -44,8 +58,10 @@ class Pictures:
         at_hand: whether the archive's pixels are there; else it shows what the network paints from the codes.
     """
 
-    def __init__(self, decomposer: Decomposer, bank: CodeBank, dataset: SliceDataset | None) -> None:
-        self._decomposer, self._bank, self._dataset = decomposer, bank, dataset
+    def __init__(
+        self, decomposer: Decomposer, bank: CodeBank, dataset: SliceDataset | None, archive: Archive
+    ) -> None:
+        self._decomposer, self._bank, self._dataset, self._archive = decomposer, bank, dataset, archive
         self._kept: collections.OrderedDict[Any, Decomposition] = collections.OrderedDict()
         self._unlabelled = np.full(self.shape[:2], UNLABELLED, np.uint8)
         self.at_hand = dataset is not None
@@ -73,68 +89,109 @@ class Pictures:
         return fields["image"], fields["label"]
 
     def pictures(self, references: list[dict[str, Any]]) -> list[Picture]:
-        """Images by what a page calls them, {"row": number} or {"pixels": base64 of float16 [S,S,C]}.
+        """Images by what a page calls them: {"row": number}, or {"pixels": base64 of float16 [S,S,C]} and, of a slice
+        of a scan, {"slab": base64 of float32 [h,w,D]}, its abnormal latents.
 
         Raises:
             UserError: a reference names no image.
         """
-        return self._pictures([self._read(reference) for reference in references])
-
-    def prepared(self, images: Float16[np.ndarray, "n s s c"]) -> list[Picture]:
-        """Images that `upload` has prepared."""
-        return self._pictures([self._brought(image) for image in images])
-
-    def _pictures(self, read: list[tuple[Any, np.ndarray | None, np.ndarray, int | None]]) -> list[Picture]:
-        found = self._decompose([(key, image) for key, image, *_ in read if image is not None])
+        read = [self._read(reference) for reference in references]
+        found = self._decompose([one for one in read if one.image is not None])
         pictures = []
-        for key, image, label, row in read:
+        for key, image, label, row, _ in read:
             decomposition = found.get(key)
             pictures.append(Picture(image, label, decomposition, self._indices(decomposition, row), row))
         return pictures
 
-    def _read(self, reference: dict[str, Any]) -> tuple[Any, np.ndarray | None, np.ndarray, int | None]:
+    def scan(self, images: Float16[np.ndarray, "n s s c"], of_slabs: Latents) -> list[Picture]:
+        """The slices of a scan that was brought, whose latents are known."""
+        return [
+            Picture(image, self._unlabelled, decomposition, self._indices(decomposition, None), None)
+            for image, decomposition in zip(images, self._explain(of_slabs))
+        ]
+
+    def of_scan(self, images: Float16[np.ndarray, "n s s c"], heights: Float[np.ndarray, "n"]) -> Latents:
+        """Latents of the slices of a scan, the abnormal ones of slabs as the bank's are."""
+        return of_scan(self._decomposer, images, heights, self._bank.slab_mm)
+
+    def _read(self, reference: dict[str, Any]) -> Read:
         if "row" in reference:
             row = checked_row(reference["row"], len(self._bank))
             if not self.at_hand:
-                return row, None, self._unlabelled, row
+                return Read(row, None, self._unlabelled, row, None)
             images, labels = self.archived(np.array([row]))
-            return row, images[0], labels[0], row
-        pixels = reference.get("pixels")
-        try:
-            data = base64.b64decode(pixels, validate=True)
-        except (TypeError, ValueError, binascii.Error):
-            raise UserError("image: needs a row of the archive, or pixels in base64; choose the image again") from None
-        if len(data) != 2 * int(np.prod(self.shape)):
-            raise UserError(f"image: has {len(data)} bytes and not the {2 * int(np.prod(self.shape))} of an image of "
-                            "this network; bring it again")
-        image = np.frombuffer(data, "<f2").reshape(self.shape)
-        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+            return Read(row, images[0], labels[0], row, None)
+        image = _floats(reference.get("pixels"), "<f2", self.shape)
+        if image.min() < 0 or image.max() > 1:
             raise UserError("image: has values outside 0 to 1; bring it again")
-        return self._brought(image)
+        slab = None
+        if "slab" in reference:
+            grid, codebook = self._bank.grid, self._decomposer.abnormal_codebook
+            slab = _floats(reference["slab"], "<f4", (*grid, codebook.shape[1]))
+        return Read(image.tobytes() + (b"" if slab is None else slab.tobytes()), image, self._unlabelled, None, slab)
 
-    def _brought(self, image: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, None]:
-        return image.tobytes(), image, self._unlabelled, None
-
-    def _decompose(self, images: list[tuple[Any, np.ndarray]]) -> dict[Any, Decomposition]:
-        """Of each key; in batches of one or of `BATCH`, since each width is compiled for."""
-        new = list({key: image for key, image in images if key not in self._kept}.items())
-        while new:
-            size = 1 if len(new) <= FEW else BATCH
-            some, new = new[:size], new[size:]
-            stacked = np.stack([image for _, image in some] + [some[-1][1]] * (size - len(some)))
-            output = self._decomposer.decompose(stacked)
-            for i, (key, _) in enumerate(some):
-                self._kept[key] = Decomposition(**{name: value[i] for name, value in vars(output).items()})
-        found = {key: self._kept[key] for key, _ in images}
+    def _decompose(self, read: list[Read]) -> dict[Any, Decomposition]:
+        """Of each key."""
+        new = {one.key: one for one in read if one.key not in self._kept}
+        latents = self._of_rows({one.row for one in new.values() if one.row is not None})
+        latents |= {key: self._of_image(one) for key, one in new.items() if one.row is None}
+        if latents:
+            stacked = jax.tree.map(lambda *those: np.concatenate(those), *latents.values())
+            self._kept |= zip(latents, self._explain(stacked))
+        found = {one.key: self._kept[one.key] for one in read}
         for key in found:
             self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return found
 
+    def _of_rows(self, rows: set[int]) -> dict[int, Latents]:
+        """Latents [1,h,w,D] of rows of the bank, patient by patient: neighbours of one are neighbours of others."""
+        latents, left = {}, set(rows)
+        while left:
+            of_patient = self._archive.slices_of(next(iter(left)))
+            heights, chosen = self._bank.heights[of_patient], np.flatnonzero(np.isin(of_patient, [*left]))
+            near = np.unique(np.concatenate([slab_around(heights, at, self._bank.slab_mm) for at in chosen]))
+            found = self.of_scan(self.archived(of_patient[near])[0], heights[near])
+            for i in np.searchsorted(near, chosen):
+                latents[int(of_patient[near[i]])] = jax.tree.map(lambda part: part[i : i + 1], found)
+            left -= latents.keys()
+        return latents
+
+    def _of_image(self, one: Read) -> Latents:
+        latents = self._decomposer.latents(one.image[None])
+        return latents if one.slab is None else Latents(latents.normal, one.slab[None])
+
+    def _explain(self, latents: Latents) -> list[Decomposition]:
+        """In batches of one or of `BATCH`, since each width is compiled for."""
+        size = 1 if len(latents.normal) <= FEW else BATCH
+        explained = []
+        for start in range(0, len(latents.normal), size):
+            some = jax.tree.map(lambda part: part[start : start + size], latents)
+            count = len(some.normal)
+            padded = jax.tree.map(lambda part: np.pad(part, [(0, size - count)] + [(0, 0)] * 3), some)
+            output = vars(self._decomposer.explain(padded))
+            explained += [Decomposition(**{name: value[i] for name, value in output.items()}) for i in range(count)]
+        return explained
+
     def _indices(self, decomposition: Decomposition | None, row: int | None) -> dict[str, np.ndarray]:
         source, at = (self._bank, row) if decomposition is None else (decomposition, ...)
         return {path: np.asarray(getattr(source, f"{path}_indices")[at], np.int32) for path in ("normal", "abnormal")}
+
+
+def _floats(text: Any, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Raises UserError unless `text` is the base64 of finite numbers of that shape."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise UserError("image: needs a row of the archive, or pixels in base64; choose the image again") from None
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    if len(data) != size:
+        raise UserError(f"image: has {len(data)} bytes and not the {size} of an image of this network; bring it again")
+    values = np.frombuffer(data, kind).reshape(shape)
+    if not np.isfinite(values).all():
+        raise UserError("image: has values that are no numbers; bring it again")
+    return values
 
 
 def checked_row(row: Any, size: int) -> int:

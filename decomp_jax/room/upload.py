@@ -100,12 +100,12 @@ class Brought:
             raise UserError(f"{FILE}: is no longer at hand; bring it again")
         return slices
 
-    def slice_of(self, name: Any, number: Any) -> Float16[np.ndarray, "s s c"]:
-        """Raises UserError if there is no such slice, or no longer."""
+    def slice_of(self, name: Any, number: Any) -> tuple[Slices, int]:
+        """What was brought, and the place of a slice in it. Raises UserError if there is no such slice, or no longer."""
         slices = self.get(name)
         if type(number) is not int or number not in slices.numbers:
             raise UserError("slice: shows nothing; take another one")
-        return slices.images[slices.numbers.index(number)]
+        return slices, slices.numbers.index(number)
 
 
 def _files(body: bytes) -> list[list[bytes]]:

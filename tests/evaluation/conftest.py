@@ -16,9 +16,9 @@ def decomposer(heads: dict[str, Heads]) -> FakeDecomposer:
 
 @pytest.fixture(scope="session")
 def query(heads: dict[str, Heads], decomposer: FakeDecomposer) -> SliceSet:
-    return SliceSet.encode(decomposer, heads["query"], "query")
+    return SliceSet.encode(decomposer, heads["query"], "query", slab_mm=0)
 
 
 @pytest.fixture(scope="session")
 def reference(heads: dict[str, Heads], decomposer: FakeDecomposer) -> SliceSet:
-    return SliceSet.encode(decomposer, heads["reference"], "reference")
+    return SliceSet.encode(decomposer, heads["reference"], "reference", slab_mm=0)

@@ -10,6 +10,7 @@ from decomp_jax.config import Config, LayoutTerm
 from decomp_jax.data.schema import ANATOMY_CLASSES, Settings
 from decomp_jax.inference.decomposer import CodeIndices, Decoding, Decomposer, Decomposition
 from decomp_jax.losses.cells import cell_means
+from decomp_jax.types import Latents
 
 SIZE, GRID, LEVELS = 32, (4, 4), 16
 
@@ -72,6 +73,10 @@ def _pixels(cells: np.ndarray) -> np.ndarray:
     return cells.repeat(SIZE // GRID[0], 1).repeat(SIZE // GRID[1], 2)
 
 
+def _keys(normal: np.ndarray, abnormal: np.ndarray) -> list[bytes]:
+    return [one.tobytes() + other.tobytes() for one, other in zip(np.asarray(normal), np.asarray(abnormal))]
+
+
 @dataclasses.dataclass
 class FakeDecomposer:
     """Stands in for `Decomposer`: finds lesions by their grey values, and paints 0.6 over them."""
@@ -84,6 +89,7 @@ class FakeDecomposer:
         objective=dataclasses.replace(Config().objective, layout=LayoutTerm(1.0, scale=1.0, whole=1.0)),
     )
     grid: int = GRID[0]
+    said: dict[bytes, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @property
     def normal_codebook(self) -> np.ndarray:
@@ -107,23 +113,43 @@ class FakeDecomposer:
         return Decoding(x_plus, self.paint(normal_indices, 0 * abnormal_indices), segmentation)
 
     def quantize(self, z_e_normal: np.ndarray, z_e_abnormal: np.ndarray) -> CodeIndices:
-        return CodeIndices(*(np.rint(z_e[..., 0] * (LEVELS - 1)).astype(int) for z_e in (z_e_normal, z_e_abnormal)))
+        shares = np.asarray(z_e_normal)[..., 0], np.asarray(z_e_abnormal)[..., 0] ** 2
+        return CodeIndices(*(np.rint(share * (LEVELS - 1)).astype(int) for share in shares))
+
+    def latents(self, images: np.ndarray) -> Latents:
+        """Remembers what it says of each image, for `explain`."""
+        output = self.decompose(images)
+        for i, key in enumerate(_keys(output.z_e_normal, output.z_e_abnormal)):
+            self.said[key] = {name: values[i] for name, values in vars(output).items()}
+        return Latents(output.z_e_normal, output.z_e_abnormal)
+
+    def explain(self, latents: Latents) -> Decomposition:
+        """Of an image's latents what it says of the image, of others what their codes show."""
+        explained = [
+            self.said.get(key) or self._of_codes(normal[None], abnormal[None])
+            for key, normal, abnormal in zip(_keys(latents.normal, latents.abnormal), latents.normal, latents.abnormal)
+        ]
+        return Decomposition(**{name: np.stack([one[name] for one in explained]) for name in explained[0]})
+
+    def _of_codes(self, normal: np.ndarray, abnormal: np.ndarray) -> dict[str, np.ndarray]:
+        indices = vars(self.quantize(normal, abnormal))
+        values = vars(self.decode(*indices.values())) | indices
+        values |= {"z_e_normal": normal, "z_e_abnormal": abnormal, "abnormality": abnormal.max((1, 2, 3))}
+        return {name: np.asarray(value)[0] for name, value in values.items()}
 
     def decompose(self, images: np.ndarray) -> Decomposition:
+        images = np.asarray(images)
         grey = images.astype(np.float32)[..., 0]
         segmentation = np.stack([np.ones_like(grey), *(abs(grey - level) < 0.01 for level in (0.3, 0.8))], -1)
         segmentation[..., 0] -= 0.5
         segmentation[..., 0] -= segmentation[..., 1:].sum(-1)
         lesion = segmentation[..., 1:].any(-1)
         x_minus = np.where(lesion, 0.6, grey)[..., None]
-        z_e_normal, z_e_abnormal = (_cell_shares(mask) for mask in (x_minus[..., 0] > 0.4, lesion))
+        anatomy, shares = (_cell_shares(mask)[..., None] for mask in (x_minus[..., 0] > 0.4, lesion))
+        z_e_abnormal = np.pad(np.sqrt(shares), 3 * [(0, 0)] + [(0, 2)])
         return Decomposition(
-            x_plus=images.astype(np.float32), x_minus=x_minus, segmentation=segmentation,
-            normal_indices=np.rint(z_e_normal * (LEVELS - 1)).astype(int),
-            abnormal_indices=np.rint(z_e_abnormal * (LEVELS - 1)).astype(int),
-            z_e_normal=z_e_normal[..., None],
-            z_e_abnormal=np.pad(np.sqrt(z_e_abnormal)[..., None], 3 * [(0, 0)] + [(0, 2)]),
-            abnormality=z_e_abnormal.max((1, 2)),
+            x_plus=images.astype(np.float32), x_minus=x_minus, segmentation=segmentation, z_e_normal=anatomy,
+            z_e_abnormal=z_e_abnormal, abnormality=shares.max((1, 2, 3)), **vars(self.quantize(anatomy, z_e_abnormal)),
         )
 
     encode = decompose

@@ -33,7 +33,7 @@ def write(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     monkeypatch.setattr(report, "SliceDataset", lambda data, *splits: heads[" ".join(splits)])
     monkeypatch.setattr(report.Decomposer, "restore", lambda workdir: FakeDecomposer(heads["query"].settings))
-    report.write_report(folder, "data", folder / "report", reference, features)
+    report.write_report(folder, "data", folder / "report", reference, features, slab_mm=0)  # each slice has its own lesion
     return json.loads((folder / "report" / "metrics.json").read_text())
 
 

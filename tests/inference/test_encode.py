@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import Mesh
 
 from decomp_jax.inference import encode
+from decomp_jax.inference.slab import of_scan
 from decomp_jax.retrieval import CodeBank
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
@@ -29,15 +30,24 @@ def pieces(monkeypatch: pytest.MonkeyPatch, heads: dict[str, Heads], decomposer:
     return batches
 
 
+@pytest.mark.parametrize("slab_mm", [0.0, 6.0, None])
 def test_bank_has_the_codes_of_all_images(
-    tmp_path: Path, pieces: list[slice], heads: dict[str, Heads], decomposer: FakeDecomposer,
+    tmp_path: Path, pieces: list[slice], heads: dict[str, Heads], decomposer: FakeDecomposer, slab_mm: float | None,
 ) -> None:
-    pieces += [slice(0, 30), slice(30, 48)]
-    encode.encode_split("run", "data", "reference", tmp_path / "bank")
+    """The abnormal ones of slabs: 8 mm for cells of a quarter of the field."""
+    pieces += [slice(0, 24), slice(24, 48)]
+    encode.encode_split("run", "data", "reference", tmp_path / "bank", slab_mm)
     bank = CodeBank.load(tmp_path / "bank", verify=True)
-    codes = decomposer.encode(heads["reference"].fields["image"])
-    np.testing.assert_array_equal(bank.normal_indices, codes.normal_indices)
-    np.testing.assert_array_equal(bank.abnormal_indices, codes.abnormal_indices)
+    assert bank.slab_mm == (8.0 if slab_mm is None else slab_mm)
+    images, heights = heads["reference"].fields["image"], 4.0 * np.arange(6)
+    parts = [of_scan(decomposer, images[i : i + 6], heights, bank.slab_mm) for i in range(0, 48, 6)]
+    codes = [decomposer.quantize(part.normal, part.abnormal) for part in parts]
+    for path in ("normal", "abnormal"):
+        indices = np.concatenate([getattr(one, f"{path}_indices") for one in codes])
+        np.testing.assert_array_equal(getattr(bank, f"{path}_indices"), indices)
+    by_themselves = decomposer.encode(images)
+    np.testing.assert_array_equal(bank.normal_indices, by_themselves.normal_indices)
+    assert np.array_equal(bank.abnormal_indices, by_themselves.abnormal_indices) == (slab_mm == 0)
     assert bank.meta["split"] == "reference" and bank.rows["patient_id"][0] == "r0"
 
 

@@ -11,6 +11,7 @@ import pytest
 from decomp_jax.data.schema import Settings, row_dtype
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.inference.slab import of_scan
 from decomp_jax.inference.drawing import region_weights
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.room import session
@@ -91,6 +92,34 @@ def test_an_image_that_was_brought_is_asked_with_as_one_of_the_archive(room: Roo
     own, other = room.ask(question), room.ask(question | {"anatomy": brought, "lesion": brought})
     assert own.data == other.data and own.data["rows"][0] == 14
     assert room.ask(question).data == own.data, "the same question has the same answer"
+
+
+def test_slices_are_asked_with_as_the_archive_was_encoded(decomposer: FakeDecomposer, heads: dict[str, Heads]) -> None:
+    """With slabs: what is said of a row agrees with its codes, alone and with others."""
+    archive = heads["reference"]
+    bank = SliceSet.encode(decomposer, archive, "reference", slab_mm=6.0).bank
+    room, codes = Room(decomposer, bank, archive, bank_digest=""), bank.abnormal_indices
+    assert not np.array_equal(codes, decomposer.encode(archive.fields["image"]).abnormal_indices)
+    for row in (3, 20, 21):
+        np.testing.assert_array_equal(room.look({"image": {"row": row}}).arrays["abnormal_codes"], codes[row])
+    pictures = Room(decomposer, bank, archive, bank_digest="")._pictures.pictures([{"row": row} for row in range(48)])
+    np.testing.assert_array_equal([picture.indices["abnormal"] for picture in pictures], codes)
+
+
+def test_a_slice_that_was_brought_keeps_its_slab(room: Room, decomposer: FakeDecomposer, reference: SliceSet) -> None:
+    """In a session, too, whose room has not seen the scan."""
+    slabs = dataclasses.replace(reference.bank, meta={"slab_mm": 6.0})
+    first, second = (Room(decomposer, slabs, None, bank_digest="") for _ in range(2))
+    name = first.bring(body([scan()])).data["id"]
+    answer = first.slice_of({"id": name, "slice": 4})
+    image = {part: base64.b64encode(answer.arrays[part].tobytes()).decode() for part in ("pixels", "slab")}
+    alone = second.look({"image": {"pixels": image["pixels"]}}).arrays["abnormal_codes"]
+    looks = [one.look({"image": image}).arrays["abnormal_codes"] for one in (first, second)]
+    np.testing.assert_array_equal(*looks)
+    scan_slices = np.stack([first.slice_of({"id": name, "slice": z}).arrays["pixels"] for z in range(2, 8)])
+    of_slabs = of_scan(decomposer, scan_slices, 4.0 * np.arange(6), 6.0)
+    np.testing.assert_array_equal(looks[0], decomposer.quantize(*vars(of_slabs).values()).abnormal_indices[2])
+    np.testing.assert_array_equal(alone, decomposer.encode(scan_slices[[2]]).abnormal_indices[0])
 
 
 def test_a_drawing_is_asked_with(
@@ -249,6 +278,7 @@ def test_patients_are_found_by_text_and_columns(room: Room) -> None:
 
 
 PIXELS = 2 * SIZE * SIZE
+WHITE = base64.b64encode(b"\x00\x3c" * (PIXELS // 2)).decode()
 
 
 @pytest.mark.parametrize(("method", "request_", "message"), [
@@ -260,7 +290,11 @@ PIXELS = 2 * SIZE * SIZE
     ("look", {"image": "/etc/passwd"}, "needs an image"),
     ("look", {"image": {"pixels": "AAAA"}}, "3 bytes"),
     ("look", {"image": {"pixels": "?"}}, "base64"),
-    ("look", {"image": {"pixels": base64.b64encode(b"\x00\x7e" * (PIXELS // 2)).decode()}}, "outside 0 to 1"),
+    ("look", {"image": {"pixels": base64.b64encode(b"\x00\x7e" * (PIXELS // 2)).decode()}}, "no numbers"),
+    ("look", {"image": {"pixels": WHITE, "slab": "AAAA"}}, "3 bytes"),
+    ("look", {"image": {"pixels": WHITE, "slab": 5}}, "base64"),
+    ("look", {"image": {"pixels": WHITE, "slab": base64.b64encode(b"\xff" * 4 * 48).decode()}}, "no numbers"),
+    ("look", {"image": {"pixels": base64.b64encode(b"\x00\x40" * (PIXELS // 2)).decode()}}, "outside 0 to 1"),
     ("slices", {"row": "r1"}, "row"),
     ("ask", {}, "anatomy"),
     ("ask", {"anatomy": {"row": 1}}, "lesion"),

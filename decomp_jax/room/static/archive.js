@@ -81,15 +81,16 @@ export async function choose(i) {
   const slice = opened.slices[index];
   const answer = await telling(() => call("slice_of", { id: opened.id, slice }));
   if (!answer) return;
-  const bytes = new Uint8Array(
-    answer.arrays.pixels.buffer,
-    answer.arrays.pixels.byteOffset,
-    answer.arrays.pixels.byteLength,
-  );
-  let text = "";
-  for (const byte of bytes) text += String.fromCharCode(byte);
   const { id, name, scan } = opened;
-  await show({ pixels: btoa(text), ...(scan ? { name: `${name}, ${slice}`, scan: id } : { name }) });
+  const own = { pixels: base64(answer.arrays.pixels), slab: base64(answer.arrays.slab) };
+  await show({ ...own, ...(scan ? { name: `${name}, ${slice}`, scan: id } : { name }) });
+}
+
+/** @param {ArrayBufferView} array @returns {string} */
+function base64({ buffer, byteOffset, byteLength }) {
+  let text = "";
+  for (const byte of new Uint8Array(buffer, byteOffset, byteLength)) text += String.fromCharCode(byte);
+  return btoa(text);
 }
 
 /** @param {number} by slices upwards */

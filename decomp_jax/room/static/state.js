@@ -2,7 +2,7 @@
  * All that the page knows and a session keeps: one plain object. What can be asked for again (images, answers) is kept
  * beside it, in `cache`.
  *
- * @typedef {{row?: number, pixels?: string, name?: string, scan?: string}} Picture an image of the archive, or one that
+ * @typedef {{row?: number, pixels?: string, slab?: string, name?: string, scan?: string}} Picture an image of the archive, or one that
  *   was brought, of a scan that the server knows by `scan`
  * @typedef {{anatomy: Picture|null, lesion: any, share: number, region: number[]|null, like: Picture[],
  *   unlike: Picture[], other_patients: boolean, one_per_patient: boolean, k: number}} Question

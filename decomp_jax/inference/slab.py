@@ -1,0 +1,113 @@
+"""Lesions reach through slices: in a scan, an abnormal latent is the mean over the slab around its slice.
+
+What the network sees in one slice alone is noisy, and the lesion of the next slices is nearly the same lesion, on cells
+that are wider than slices are apart. Anatomy changes faster: the normal code stays the slice's own (`docs/retrieval.md`).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Shaped
+
+from decomp_jax.data.schema import Settings
+from decomp_jax.inference.decomposer import Decomposer
+from decomp_jax.mesh import data_mesh, sharded, split_over
+from decomp_jax.types import Latents
+
+Note = TypeVar("Note")
+
+OF_A_CELL = 1 / 8  # the slab's deviation, of a code cell's side
+REACH = 3  # deviations
+BATCH = 16  # slices of a scan encoded at a time
+
+
+def default_slab_mm(settings: Settings, grid: int) -> float:
+    """Deviation of the Gaussian slab along the scan, mm: 4 for a field of 256 mm and the paper's 8 x 8 codes."""
+    return settings.field_mm / grid * OF_A_CELL
+
+
+def slab_weights(
+    patients: Shaped[np.ndarray, "n"], heights: Float[np.ndarray, "n"], slab_mm: float
+) -> Float[np.ndarray, "n o"]:
+    """Weights of the slices around each, from `o // 2` rows before it to as many after, with a sum of 1.
+
+    Slices of other patients, or of unknown height, count nothing. `slab_mm=0` leaves each slice by itself.
+    """
+    heights = np.asarray(heights, np.float64)
+    sides: list[tuple[np.ndarray, np.ndarray]] = []
+    while slab_mm and len(sides) + 1 < len(patients):
+        step = len(sides) + 1
+        apart = np.abs(heights[step:] - heights[:-step]) / slab_mm
+        near = (patients[step:] == patients[:-step]) & (apart <= REACH)
+        if not near.any():
+            break
+        weights = np.where(near, np.exp(-(np.where(near, apart, 0) ** 2) / 2), 0)
+        sides.append((np.pad(weights, (step, 0)), np.pad(weights, (0, step))))
+    columns = [before for before, _ in reversed(sides)] + [np.ones(len(patients))] + [after for _, after in sides]
+    weights = np.stack(columns, axis=1)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def over_slab(around: Float[Array, "m h w d"], weights: Float[Array, "n o"]) -> Float[Array, "n h w d"]:
+    """Weighted means of latents; `around` has `o // 2` more rows before the n, and as many after."""
+    return sum(weights[:, o, None, None, None] * around[o : o + len(weights)] for o in range(weights.shape[1]))
+
+
+def slab_around(heights: Float[np.ndarray, "n"], chosen: int, slab_mm: float) -> Integer[np.ndarray, "k"]:
+    """Positions of the slices of a scan that the slab around the chosen one is made of."""
+    apart = np.abs(heights - heights[chosen])
+    return np.flatnonzero((apart <= REACH * slab_mm) | (np.arange(len(heights)) == chosen))
+
+
+def of_scan(
+    decomposer: Decomposer, images: Float[np.ndarray, "n s s c"], heights: Float[np.ndarray, "n"], slab_mm: float
+) -> Latents:
+    """Latents of slices of one scan, the abnormal ones of slabs made of these slices."""
+    parts = []
+    for start in range(0, len(images), BATCH):
+        some = images[start : start + BATCH]
+        padded = np.pad(some, [(0, BATCH - len(some))] + [(0, 0)] * 3)  # one width alone, since each is compiled for
+        parts.append(jax.tree.map(lambda part: part[: len(some)], decomposer.latents(padded)))
+    latents = jax.tree.map(lambda *those: np.concatenate(those), *parts)
+    weights = slab_weights(np.zeros(len(images)), heights, slab_mm)
+    reach = weights.shape[1] // 2
+    around = np.pad(latents.abnormal, [(reach, reach)] + [(0, 0)] * 3)
+    return Latents(latents.normal, over_slab(around, weights))
+
+
+def with_latents(
+    decomposer: Decomposer, batches: Iterable[tuple[Note, dict[str, jax.Array]]], rows: Shaped[np.ndarray, "n"], slab_mm: float
+) -> Iterator[tuple[Note, dict[str, jax.Array], Latents]]:
+    """Global batches of a pass over `rows` with their latents, the abnormal ones of slabs. One batch is read ahead.
+
+    Slabs end where they would pass a whole batch.
+    """
+    weights = slab_weights(rows["patient_id"], rows["position_mm"], slab_mm)
+    mesh = data_mesh()
+    mean = jax.jit(_over_three, out_shardings=sharded(mesh))
+    encoded = ((note, batch, decomposer.latents(batch["image"])) for note, batch in batches)
+    before, own, start = None, next(encoded, None), 0
+    while own is not None:
+        after = next(encoded, None)
+        note, batch, latents = own
+        nothing = jnp.zeros_like(latents.abnormal)
+        around = [nothing if other is None else other[2].abnormal for other in (before, own, after)]
+        share = _of_batch(weights, start, len(nothing))
+        yield note, batch, Latents(latents.normal, mean(*around, split_over(mesh, share)))
+        before, own, start = own, after, start + len(nothing)
+
+
+def _of_batch(weights: Float[np.ndarray, "n o"], start: int, size: int) -> Float[np.ndarray, "b o2"]:
+    """The weights of a batch, which reach no further than the next; 0 of what it is padded with."""
+    middle = weights.shape[1] // 2
+    reach = min(middle, size)
+    rows = weights[start : start + size, middle - reach : middle + reach + 1]
+    return np.pad(rows / rows.sum(1, keepdims=True), ((0, size - len(rows)), (0, 0)))
+
+
+def _over_three(before: Array, own: Array, after: Array, weights: Float[Array, "b o"]) -> Array:
+    reach = weights.shape[1] // 2
+    return over_slab(jnp.concatenate([before[len(before) - reach :], own, after[:reach]]), weights)
