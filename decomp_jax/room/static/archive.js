@@ -59,8 +59,9 @@ export async function take(found) {
   const groups = found.length ? await sort(found) : null;
   if (!groups) return;
   say("Reading the scan …");
-  const name = (await isDicom(groups[0][0])) ? "DICOM" : groups[0][0].name.replace(/\.nii(\.gz)?$/i, "");
-  const answer = await telling(() => bring(groups), groups.length === 1 ? groups[0][0].name : undefined);
+  const [first] = groups.flat(); // of the first modality that is not missing
+  const name = (await isDicom(first)) ? "DICOM" : first.name.replace(/\.nii(\.gz)?$/i, "");
+  const answer = await telling(() => bring(groups), groups.length === 1 ? first.name : undefined);
   if (!answer) return;
   const { id, slices, scan } = answer.data;
   opened = { id, slices, name, scan, at: Math.floor(slices.length / 2) };
@@ -78,8 +79,9 @@ export async function choose(i) {
     return;
   }
   opened.at = index;
+  const { id, name, scan } = opened;
   const slice = opened.slices[index];
-  const answer = await telling(() => call("slice_of", { id: opened.id, slice }));
+  const answer = await telling(() => call("slice_of", { id, slice }));
   if (!answer) return;
   const bytes = new Uint8Array(
     answer.arrays.pixels.buffer,
@@ -88,7 +90,6 @@ export async function choose(i) {
   );
   let text = "";
   for (const byte of bytes) text += String.fromCharCode(byte);
-  const { id, name, scan } = opened;
   await show({ pixels: btoa(text), ...(scan ? { name: `${name}, ${slice}`, scan: id } : { name }) });
 }
 

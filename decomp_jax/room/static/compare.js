@@ -32,9 +32,9 @@ export async function add(row) {
   for (const picture of state.compare) await look(picture); // a newer one would take the place of an older
 }
 
-/** Shows the image on the desk beside each of the hits in turn. @param {number} row */
+/** Shows the image on the desk beside each of the hits in turn. @param {number|null} row */
 export function follow(row) {
-  if (state.compare.length !== 2) return;
+  if (row === null || state.compare.length !== 2) return;
   change((now) => {
     now.compare = [now.compare[0], { row }];
   });

@@ -34,7 +34,7 @@ export async function open(file) {
   } catch {
     session = null;
   }
-  if (session?.format !== FORMAT || typeof session.state !== "object") {
+  if (session?.format !== FORMAT || typeof session.state !== "object" || !session.state) {
     say("This file is no session of a reading room; choose a session.json that one has saved.", true);
     return;
   }
