@@ -35,7 +35,7 @@ PAGE = {
     "index.html": "text/html", "icon.svg": "image/svg+xml", "room.css": "text/css", "parts.css": "text/css",
     **{f"{name}.js": "text/javascript" for name in (
         "main", "server", "state", "ask", "viewport", "viewer", "brush", "bring", "archive", "question", "hits",
-        "compare", "session", "keys", "dom",
+        "compare", "session", "keys", "dom", "types",
     )},
 }
 HOSTS = ["127.0.0.1", "localhost"]

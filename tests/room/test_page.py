@@ -224,6 +224,14 @@ def test_modalities_are_told_apart_by_name_or_by_the_reader(tmp_path: Path, seri
             assert page.run(STATE.format(".shown.scan")) == scan, "the same scan"
             state = json.dumps(page.run(STATE.format("")))
             assert not page.problems and not [path.name for path in files if path.name in state]
+            # A network that allows for missing modalities, the first one missing; here the server still refuses.
+            page.run("import('/state.js').then(({facts}) => { facts.incomplete = true; })")
+            page.choose("#file", tmp_path / "b.nii.gz")
+            page.wait("document.getElementById('bring').open")
+            page.choose("[data-key=choose-flair] input", tmp_path / "b.nii.gz")
+            page.click("[data-key=take]:not([disabled])")
+            page.wait("document.querySelector('#status.error')")
+            assert "bring all of them" in page.run(STATUS)
     finally:
         process.terminate()
         process.communicate(timeout=200)
@@ -236,6 +244,10 @@ def test_what_can_not_be_read_is_told_by_its_name(page: Browser, tmp_path: Path)
     assert page.run(STATUS) == "“mine.nii”: is no NIfTI file; copy or download it again"
     page.key("Escape")
     page.wait("!document.querySelector('#status.error')")
+    (tmp_path / "session.json").write_text('{"format": 1, "state": null}')
+    page.choose("#session-file", tmp_path / "session.json")
+    page.wait("document.querySelector('#status.error')")
+    assert "is no session of a reading room" in page.run(STATUS)
     assert [problem for problem in page.problems if "400" not in problem] == []
     page.problems.clear()
 

@@ -8,10 +8,18 @@ import { cache, change, channel, facts, state } from "./state.js";
 import { drawEach } from "./viewport.js";
 import { draggable } from "./question.js";
 
+/** @import { Found } from "./bring.js" */
+/** @import { About, Patient } from "./types.js" */
+
 const filter = { text: "", where: /** @type {Record<string, string>} */ ({}) };
-/** @type {{count: number, patients: any[]}} */
+/** @type {{count: number, patients: Patient[]}} */
 let found = { count: 0, patients: [] };
-/** The slices of the patient that is open, or of the scan that was brought. @type {any} */
+/**
+ * The slices of the patient that is open, or of the scan that was brought, and at which of these the reader is.
+ * @typedef {{rows: number[], about: About[], name: string}} OpenPatient
+ * @typedef {{rows?: undefined, id: string, slices: number[], name: string, scan: boolean, at: number}} OpenScan
+ * @type {OpenPatient|OpenScan|null}
+ */
 let opened = null;
 /** The row that the strip was last moved to. @type {number|undefined} */
 let centred;
@@ -40,9 +48,10 @@ export async function openPatient(row, exactly = true) {
   thumbnails(rows, about);
 }
 
-/** A slice to begin with: in the middle of those that fit the filter. */
+/** A slice to begin with: in the middle of those that fit the filter. @param {number[]} rows @param {About[]} about */
 function best(rows, about) {
-  const capital = (value) => (typeof value === "boolean" ? (value ? "True" : "False") : String(value));
+  const capital = (/** @type {About[string]} */ value) =>
+    typeof value === "boolean" ? (value ? "True" : "False") : String(value);
   const fitting = rows.filter((_, i) =>
     Object.entries(filter.where).every(([column, value]) => capital(about[i][column]) === value),
   );
@@ -53,14 +62,15 @@ function best(rows, about) {
 
 /**
  * Brings files: a scan, of which a slice is then chosen, or a picture. Names of DICOM files may be a patient's.
- * @param {import("./bring.js").Found[]} found
+ * @param {Found[]} found
  */
 export async function take(found) {
   const groups = found.length ? await sort(found) : null;
   if (!groups) return;
   say("Reading the scan …");
-  const name = (await isDicom(groups[0][0])) ? "DICOM" : groups[0][0].name.replace(/\.nii(\.gz)?$/i, "");
-  const answer = await telling(() => bring(groups), groups.length === 1 ? groups[0][0].name : undefined);
+  const [first] = groups.flat(); // of the first modality that is not missing
+  const name = (await isDicom(first)) ? "DICOM" : first.name.replace(/\.nii(\.gz)?$/i, "");
+  const answer = await telling(() => bring(groups), groups.length === 1 ? first.name : undefined);
   if (!answer) return;
   const { id, slices, scan } = answer.data;
   opened = { id, slices, name, scan, at: Math.floor(slices.length / 2) };
@@ -71,25 +81,29 @@ export async function take(found) {
 /** Shows the i-th slice of what is open. @param {number} i */
 export async function choose(i) {
   if (!opened) return;
-  const count = (opened.rows ?? opened.slices).length;
-  const index = Math.min(count - 1, Math.max(0, i));
+  const all = opened.rows ?? opened.slices;
+  const index = Math.min(all.length - 1, Math.max(0, i));
   if (opened.rows) {
     await show({ row: opened.rows[index] });
     return;
   }
   opened.at = index;
-  const slice = opened.slices[index];
-  const answer = await telling(() => call("slice_of", { id: opened.id, slice }));
-  if (!answer) return;
   const { id, name, scan } = opened;
-  const own = { pixels: base64(answer.arrays.pixels), slab: base64(answer.arrays.slab) };
-  await show({ ...own, ...(scan ? { name: `${name}, ${slice}`, scan: id } : { name }) });
+  const slice = all[index];
+  const answer = await telling(() => call("slice_of", { id, slice }));
+  if (!answer) return;
+  await show({
+    pixels: base64(answer.arrays.pixels),
+    slab: base64(answer.arrays.slab),
+    ...(scan ? { name: `${name}, ${slice}`, scan: id } : { name }),
+  });
 }
 
-/** @param {ArrayBufferView} array @returns {string} */
-function base64({ buffer, byteOffset, byteLength }) {
+/** Bytes in base64. @param {Uint16Array | Float32Array} array */
+function base64(array) {
+  const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
   let text = "";
-  for (const byte of new Uint8Array(buffer, byteOffset, byteLength)) text += String.fromCharCode(byte);
+  for (const byte of bytes) text += String.fromCharCode(byte);
   return btoa(text);
 }
 
@@ -101,7 +115,7 @@ export function step(by) {
 
 function place() {
   if (!opened) return -1;
-  return opened.rows ? opened.rows.indexOf(state.shown?.row) : opened.at;
+  return opened.rows ? opened.rows.indexOf(state.shown?.row ?? -1) : opened.at;
 }
 
 export function render() {
@@ -109,7 +123,11 @@ export function render() {
     at("archive"),
     make(
       "button",
-      { "data-key": "bring", onclick: () => at("file").click(), title: `${facts.pictures ? "PNG, JPEG or DICOM" : "NIfTI or DICOM, all its files"} (B)` },
+      {
+        "data-key": "bring",
+        onclick: () => at("file").click(),
+        title: `${facts.pictures ? "PNG, JPEG or DICOM" : "NIfTI or DICOM, all its files"} (B)`,
+      },
       facts.pictures ? "Bring a picture …" : "Bring a scan …",
     ),
     make("input", {
@@ -119,14 +137,14 @@ export function render() {
       "data-key": "search",
       "aria-label": "Patient id contains",
       oninput: (event) => {
-        filter.text = event.target.value;
+        filter.text = event.currentTarget.value;
         find();
       },
     }),
     ...Object.entries(facts.choices ?? {}).map(([column, values]) => select(column, values)),
     make("div.soft", {}, `${found.count.toLocaleString("en")} patients`),
     list(),
-    opened && slices(),
+    opened && slices(opened),
   );
   drawEach(at("archive").querySelectorAll("canvas"), (canvas) => {
     const small = cache.thumbnails.get(Number(canvas.dataset.row))?.image;
@@ -138,6 +156,7 @@ export function render() {
   }
 }
 
+/** The filter by a column. @param {string} column @param {string[]} values */
 function select(column, values) {
   const name = column.replaceAll("_", " ");
   return make(
@@ -147,7 +166,7 @@ function select(column, values) {
       "aria-label": name,
       onchange: (event) => {
         delete filter.where[column];
-        if (event.target.value) filter.where[column] = event.target.value;
+        if (event.currentTarget.value) filter.where[column] = event.currentTarget.value;
         find();
       },
     },
@@ -186,7 +205,8 @@ function list() {
   );
 }
 
-function slices() {
+/** @param {OpenPatient|OpenScan} opened */
+function slices(opened) {
   const count = (opened.rows ?? opened.slices).length;
   const i = place();
   const height = opened.rows && i >= 0 ? opened.about[i].position_mm : undefined;
@@ -201,7 +221,7 @@ function slices() {
       value: String(Math.max(i, 0)),
       "data-key": "slice",
       "aria-label": "Slice, from the feet up",
-      onchange: (event) => choose(Number(event.target.value)),
+      onchange: (event) => choose(Number(event.currentTarget.value)),
     }),
     height !== undefined && make("span.soft", {}, `${height.toFixed(0)} mm`),
   );

@@ -4,13 +4,16 @@ import { say } from "./dom.js";
 import { call, Refused } from "./server.js";
 import { cache, change, facts, keyOf, state } from "./state.js";
 
+/** @import { About, Picture, Question } from "./types.js" */
+
 const KEPT = 48;
 const THUMBNAILS = 64; // asked for at a time
 const KEPT_THUMBNAILS = 600;
 
 /**
  * Runs a request; what went wrong is told, unless a newer one took its place.
- * @param {() => Promise<any>} request @param {string} [name] of the file that it is about, which the server is not told
+ * @template Result @param {() => Promise<Result>} request
+ * @param {string} [name] of the file that it is about, which the server is not told
  */
 export async function telling(request, name) {
   try {
@@ -22,7 +25,7 @@ export async function telling(request, name) {
   }
 }
 
-/** Shows a picture on the desk. @param {any} picture */
+/** Shows a picture on the desk. @param {Picture} picture */
 export async function show(picture) {
   change((now) => {
     now.shown = picture;
@@ -30,7 +33,7 @@ export async function show(picture) {
   await Promise.all([look(picture), paint()]);
 }
 
-/** @param {any} picture */
+/** @param {Picture} picture */
 export async function look(picture) {
   const key = keyOf(picture);
   if (cache.looks.has(key)) return;
@@ -41,7 +44,7 @@ export async function look(picture) {
   change();
 }
 
-/** Fetches the thumbnails of rows that are not there yet. @param {number[]} rows @param {any[]} [about] */
+/** Fetches the thumbnails of rows that are not there yet. @param {number[]} rows @param {About[]} [about] */
 export async function thumbnails(rows, about) {
   rows.forEach((row, i) => {
     if (about && !cache.thumbnails.has(row)) cache.thumbnails.set(row, { about: about[i] });
@@ -51,7 +54,8 @@ export async function thumbnails(rows, about) {
     const some = missing.slice(start, start + THUMBNAILS);
     const answer = await telling(() => call("thumbnails", { rows: some }));
     if (!answer) return;
-    const part = (array, i) => array.slice((i * array.length) / some.length, ((i + 1) * array.length) / some.length);
+    const part = (/** @type {Uint8Array} */ array, /** @type {number} */ i) =>
+      array.slice((i * array.length) / some.length, ((i + 1) * array.length) / some.length);
     some.forEach((row, i) =>
       cache.thumbnails.set(row, {
         about: answer.data.about[i],
@@ -68,6 +72,7 @@ export async function thumbnails(rows, about) {
 function forgetThumbnails(used) {
   for (const row of used) {
     const one = cache.thumbnails.get(row);
+    if (!one) continue;
     cache.thumbnails.delete(row);
     cache.thumbnails.set(row, one);
   }
@@ -95,7 +100,7 @@ export async function paint() {
   return change();
 }
 
-/** The question as it would be asked, or null where an image lacks. @returns {any} */
+/** The question as it would be asked, or null where an image lacks. @returns {Question|null} */
 export function posed() {
   const question = structuredClone(state.question);
   if ((question.share < 1 && !question.anatomy) || (question.share > 0 && !question.lesion)) return null;
@@ -127,7 +132,7 @@ export async function ask(again = false) {
   say(`${rows.length} slices in ${Math.round(performance.now() - began)} ms`);
   change((now) => {
     now.tab = "hits";
-    now.hit = rows.includes(now.hit) ? now.hit : (rows[0] ?? null);
+    now.hit = rows.includes(now.hit ?? -1) ? now.hit : (rows[0] ?? null);
     if (!again) now.log.push({ question, rows, distances, at: new Date().toISOString() });
   });
   await thumbnails(rows, about);
@@ -141,10 +146,11 @@ export function ofPatient() {
 
 /** Asks for the patients nearest to the one on the desk. */
 export async function askPatients() {
-  if (!ofPatient()) return say("Choose a slice of a patient, or bring a scan, first.");
+  const { row, scan } = state.shown ?? {};
+  const of = row !== undefined ? { row } : scan !== undefined ? { scan } : null;
+  if (!of) return say("Choose a slice of a patient, or bring a scan, first.");
   say("Comparing patients …");
-  const { row, scan } = state.shown;
-  const question = { ...(row === undefined ? { scan } : { row }), share: state.question.share };
+  const question = { ...of, share: state.question.share };
   const answer = await telling(() => call("ask_patients", question));
   if (!answer) return undefined;
   cache.patients = { ...answer.data, share: question.share, image: answer.arrays.image };
@@ -164,7 +170,14 @@ export async function askPatients() {
   return thumbnails([...answer.data.rows, ...matched]);
 }
 
+/**
+ * Keeps at most so many, the newest.
+ * @template Key, Value @param {Map<Key, Value>} map @param {Key} key @param {Value} value @param {number} most
+ */
 function keep(map, key, value, most) {
   map.set(key, value);
-  while (map.size > most) map.delete(map.keys().next().value);
+  for (const oldest of map.keys()) {
+    if (map.size <= most) return;
+    map.delete(oldest);
+  }
 }

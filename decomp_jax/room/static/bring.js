@@ -12,19 +12,23 @@ export function chosen(files) {
 
 /** All files that were dropped, those in folders too. @param {DataTransfer} transfer @returns {Promise<Found[]>} */
 export async function dropped(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter((entry) => entry !== null);
   return (await Promise.all(entries.map(filesIn))).flat();
 }
 
-/** @param {any} entry @returns {Promise<Found[]>} */
+/** @param {FileSystemEntry} entry @returns {Promise<Found[]>} */
 async function filesIn(entry) {
   if (entry.isFile) {
-    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    const one = /** @type {FileSystemFileEntry} */ (entry);
+    /** @type {File} */
+    const file = await new Promise((resolve, reject) => one.file(resolve, reject));
     return file.name.startsWith(".") ? [] : [{ file, path: entry.fullPath }];
   }
-  const reader = entry.createReader();
+  const reader = /** @type {FileSystemDirectoryEntry} */ (entry).createReader();
+  /** @type {FileSystemEntry[]} */
   const found = [];
   for (;;) {
+    /** @type {FileSystemEntry[]} */
     const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!some.length) return (await Promise.all(found.map(filesIn))).flat();
     found.push(...some);
@@ -64,7 +68,8 @@ function modalityOf(path) {
 function assign(groups) {
   const dialog = at("bring");
   const may = facts.incomplete ? " What is missing may stay so." : "";
-  const enough = () => (facts.incomplete ? groups.some((files) => files.length) : groups.every((files) => files.length));
+  const enough = () =>
+    facts.incomplete ? groups.some((files) => files.length) : groups.every((files) => files.length);
   const show = () =>
     fill(
       dialog,
@@ -82,14 +87,14 @@ function assign(groups) {
         ),
       ),
     );
-  const line = (name, i) => {
+  const line = (/** @type {string} */ name, /** @type {number} */ i) => {
     const files = groups[i];
     const input = make("input", {
       type: "file",
       multiple: true,
       hidden: true,
       onchange: () => {
-        groups[i] = [...input.files];
+        groups[i] = [...(input.files ?? [])];
         show();
       },
     });

@@ -3,9 +3,15 @@
 import { changeView, facts, fromRuns, pose, state, toRuns } from "./state.js";
 import { inImage } from "./viewport.js";
 
-/** The stroke under way: its map, where the pen was last, and whether it is drawn by keys. @type {any} */
+/** @import { Point } from "./types.js" */
+
+/**
+ * The stroke under way: what it draws, with which value, its map, where the pen was last, and the pointer, -1 for keys.
+ * @typedef {{target: "lesion"|"region", value: number, map: Uint8Array, last: Point, pointer: number}} Stroke
+ * @type {Stroke|null}
+ */
 let stroke = null;
-/** Where the brush is shown. @type {{x: number, y: number}|null} */
+/** Where the brush is shown. @type {Point|null} */
 let pen = null;
 
 /** @returns {boolean} whether strokes draw */
@@ -17,11 +23,12 @@ export function drawing() {
 export function maps() {
   const length = facts.size * facts.size;
   const own = { lesion: state.drawing, region: state.question.region };
-  const read = (name) => (stroke?.target === name ? stroke.map : fromRuns(own[name], length));
+  const read = (/** @type {keyof typeof own} */ name) =>
+    stroke?.target === name ? stroke.map : fromRuns(own[name], length);
   return { lesion: read("lesion"), region: read("region") };
 }
 
-/** @returns {any} the brush as `Scene.cursor` */
+/** The brush as `Scene.cursor`. */
 export function cursor() {
   return drawing() && pen ? { ...pen, radius: state.tool.size / 2 } : null;
 }
@@ -62,6 +69,7 @@ export function drawOn(canvas, lifted) {
   canvas.addEventListener("blur", end);
 }
 
+/** @param {Point} point @param {number} pointer */
 function begin(point, pointer) {
   const { kind } = state.tool;
   const target = kind.startsWith("region") ? "region" : "lesion";
@@ -71,6 +79,7 @@ function begin(point, pointer) {
   changeView();
 }
 
+/** @param {() => void} lifted */
 function finish(lifted) {
   if (!stroke) return;
   const { target, map } = stroke;
@@ -83,15 +92,16 @@ function finish(lifted) {
   lifted();
 }
 
-/** Discs from the last point to this one, less than half a pixel apart. */
+/** Discs from the last point to this one, less than half a pixel apart. @param {Point} point */
 function moveTo(point) {
+  if (!stroke) return;
   const { last, map, value } = stroke;
   stampLine(map, facts.size, last, point, state.tool.size / 2, value);
   stroke.last = point;
 }
 
 /**
- * @param {Uint8Array} map @param {number} size @param {{x: number, y: number}} from @param {{x: number, y: number}} to
+ * @param {Uint8Array} map @param {number} size @param {Point} from @param {Point} to
  * @param {number} radius @param {number} value
  */
 export function stampLine(map, size, from, to, radius, value) {
@@ -113,7 +123,10 @@ export function stampLine(map, size, from, to, radius, value) {
   }
 }
 
-/** Arrows move the brush, space sets it down and lifts it. @returns {boolean} whether the key was the brush's */
+/**
+ * Arrows move the brush, space sets it down and lifts it.
+ * @param {KeyboardEvent} event @param {() => void} lifted @returns {boolean} whether the key was the brush's
+ */
 function byKey(event, lifted) {
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const move = moves[/** @type {keyof typeof moves} */ (event.key)];
@@ -122,7 +135,7 @@ function byKey(event, lifted) {
   pen ??= { x: facts.size / 2, y: facts.size / 2 };
   if (move) {
     const far = event.shiftKey ? 4 : 1;
-    const inside = (value) => Math.min(facts.size, Math.max(0, value));
+    const inside = (/** @type {number} */ value) => Math.min(facts.size, Math.max(0, value));
     pen = { x: inside(pen.x + far * move[0]), y: inside(pen.y + far * move[1]) };
     if (stroke) moveTo(pen);
   } else if (stroke) finish(lifted);

@@ -2,9 +2,12 @@
 
 import { look } from "./ask.js";
 import { at, fill, make } from "./dom.js";
-import { cache, change, channel, facts, keyOf, nameOf, state } from "./state.js";
+import { cache, change, channel, facts, keyOf, nameOf, rankOf, state } from "./state.js";
 import { legend } from "./viewer.js";
 import { draw } from "./viewport.js";
+
+/** @import { Picture } from "./types.js" */
+/** @import { Outline } from "./viewport.js" */
 
 const MOST = 4;
 const LABEL = "#dfe6ee";
@@ -21,9 +24,10 @@ export function setUp(how) {
 /** Puts a row beside the image on the desk, or takes it away again. @param {number|null} row */
 export async function add(row) {
   if (row === null) return;
-  const began = !state.compare.length && state.shown && keyOf(state.shown) !== row;
+  const desk = state.shown;
+  const began = !state.compare.length && desk && keyOf(desk) !== row;
   change((now) => {
-    if (began) now.compare.push(now.shown);
+    if (began) now.compare.push(desk);
     const rest = now.compare.filter((one) => keyOf(one) !== row);
     now.compare = rest.length < now.compare.length ? rest : [...now.compare.slice(0, MOST - 1), { row }];
     if (now.compare.length < 2 && !began) now.compare = [];
@@ -32,9 +36,9 @@ export async function add(row) {
   for (const picture of state.compare) await look(picture); // a newer one would take the place of an older
 }
 
-/** Shows the image on the desk beside each of the hits in turn. @param {number} row */
+/** Shows the image on the desk beside each of the hits in turn. @param {number|null} row */
 export function follow(row) {
-  if (state.compare.length !== 2) return;
+  if (row === null || state.compare.length !== 2) return;
   change((now) => {
     now.compare = [now.compare[0], { row }];
   });
@@ -64,6 +68,7 @@ export function render() {
   box.hidden = !state.compare.length;
   if (box.hidden) return;
   box.tabIndex = -1;
+  /** @param {string} text @param {string} title @param {() => void} run @param {boolean} [pressed] */
   const button = (text, title, run, pressed = false) =>
     make(
       "button",
@@ -76,10 +81,9 @@ export function render() {
       text,
     );
   const shown = mode.flick >= 0 ? [state.compare[mode.flick % state.compare.length]] : state.compare;
-  const places = [
-    ...shown.map((picture) => place(nameOf(picture), String(keyOf(picture)).slice(0, 40), picture)),
-    mode.difference && mode.flick < 0 && place("Difference of the first two, twofold", "difference", null),
-  ].filter(Boolean);
+  const places = shown.map((picture) => place(nameOf(picture), String(keyOf(picture)).slice(0, 40), picture));
+  if (mode.difference && mode.flick < 0)
+    places.push(place("Difference of the first two, twofold", "difference", null));
   fill(
     box,
     make(
@@ -107,6 +111,7 @@ export function render() {
   drawAll();
 }
 
+/** @param {string} name @param {string} key @param {Picture|null} picture none for the difference */
 function place(name, key, picture) {
   const canvas = make("canvas", {
     tabIndex: 0,
@@ -115,17 +120,18 @@ function place(name, key, picture) {
     "aria-label": name,
   });
   navigate(canvas);
-  return make("div.tile", {}, canvas, make("div.caption", {}, name), make("div.note", {}, ...note(picture)));
+  const notes = picture ? note(picture) : [];
+  return make("div.tile", {}, canvas, make("div.caption", {}, name), make("div.note", {}, ...notes));
 }
 
+/** @param {Picture} picture */
 function note(picture) {
-  if (!picture) return [];
-  const rank = cache.hits?.rows.indexOf(picture.row) ?? -1;
+  const rank = rankOf(picture.row);
   const seen = cache.looks.get(keyOf(picture));
   return [
-    rank >= 0 && `hit ${rank + 1}, distance ${cache.hits.distances[rank].toPrecision(3)} · `,
+    rank && `hit ${rank.place}, distance ${rank.distance} · `,
     ...(!seen ? [] : seen.data.at_hand ? legend(seen.arrays.lesion) : ["painted from its codes"]),
-  ].filter(Boolean);
+  ];
 }
 
 /** Draws the images into their places; also where window or zoom alone have changed. */
@@ -135,11 +141,12 @@ export function drawAll() {
   for (const canvas of at("compare").querySelectorAll("canvas")) {
     const own = canvas.dataset.compare === "" ? null : looks[Number(canvas.dataset.compare)];
     if (own) {
+      /** @type {Outline[]} */
       const outlines = state.view.outlines ? [{ labels: own.lesion, colours: facts.colours }] : [];
       if (state.view.labels) outlines.push({ labels: own.label, colours: facts.colours.map(() => LABEL) });
       draw(canvas, { plane: { pixels: channel(own.image), most: 65535 }, outlines }, state.view);
     } else if (canvas.dataset.compare === "" && looks[0] && looks[1]) {
-      const [first, second] = looks.map((one) => channel(one.image));
+      const [first, second] = [channel(looks[0].image), channel(looks[1].image)];
       const pixels = first.map((value, i) => Math.min(65535, 2 * Math.abs(value - second[i])));
       draw(canvas, { plane: { pixels, most: 65535, fixed: true } }, state.view);
     } else draw(canvas, { plane: null });

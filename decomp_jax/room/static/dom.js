@@ -1,19 +1,28 @@
 /** Elements made without HTML: text is text, whatever it says. */
 
+/** @typedef {Node|string|number|null|false|undefined} Child what is nothing is left out */
+
 /**
- * @param {string} tag with classes: "button.main"
- * @param {Object<string, any>} [properties] on… are listeners, aria-… and data-… attributes, the rest properties
- * @param {...(Node|string|number|null|false|undefined)} children
- * @returns {any} the element
+ * @template {HTMLElement} Kind
+ * @typedef {Partial<Omit<Kind, `on${string}`>> & {[attribute: `${string}-${string}`]: string|number|boolean}
+ *   & {[name in keyof HTMLElementEventMap as `on${name}`]?:
+ *     (event: HTMLElementEventMap[name] & {currentTarget: Kind}) => unknown}} Properties
+ */
+
+/**
+ * @template {keyof HTMLElementTagNameMap} Name
+ * @param {Name|`${Name}.${string}`} tag with classes: "button.main"
+ * @param {Properties<HTMLElementTagNameMap[Name]>} [properties] on… are listeners, aria-… and data-… attributes
+ * @param {...Child} children
  */
 export function make(tag, properties = {}, ...children) {
   const [name, ...classes] = tag.split(".");
-  const element = document.createElement(name);
+  const element = document.createElement(/** @type {Name} */ (name));
   if (classes.length) element.className = classes.join(" ");
   for (const [key, value] of Object.entries(properties)) {
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), /** @type {EventListener} */ (value));
     else if (key.includes("-") || key === "role" || key === "for") element.setAttribute(key, String(value));
-    else element[key] = value;
+    else Object.assign(element, { [key]: value });
   }
   element.append(
     ...children
@@ -23,9 +32,15 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** @param {string} id @returns {any} */
+/**
+ * @typedef {Record<"keys"|"bring", HTMLDialogElement> & Record<"file"|"session-file", HTMLInputElement>
+ *   & Record<"archive-name"|"status"|"archive"|"tools"|"tiles"|"question"|"answers"|"compare"|"open-session"
+ *   |"save-session"|"save-hits"|"save-sheet"|"show-keys", HTMLElement>} Page what index.html holds
+ */
+
+/** @template {keyof Page} Id @param {Id} id */
 export function at(id) {
-  return document.getElementById(id);
+  return /** @type {Page[Id]} */ (document.getElementById(id));
 }
 
 /**

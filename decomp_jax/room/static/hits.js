@@ -5,8 +5,11 @@ import { add as compareWith } from "./compare.js";
 import { at, fill, make } from "./dom.js";
 import { ask } from "./ask.js";
 import { addExample, draggable, put } from "./question.js";
-import { cache, change, channel, facts, pose, state } from "./state.js";
+import { cache, change, channel, facts, pose, rankOf, state } from "./state.js";
 import { drawEach } from "./viewport.js";
+
+/** @import { About, Hits, Patients, Tab } from "./types.js" */
+/** @import { Scene } from "./viewport.js" */
 
 const LABEL = "#dfe6ee";
 const MOST_HITS = 200;
@@ -16,16 +19,17 @@ const STRIP = 6; // slices of a patient in sight
 /** Rows of the tab in sight, in the order of the list. @returns {number[]} */
 export function listed() {
   if (state.tab === "marked") return Object.keys(state.marks).map(Number);
-  if (state.tab === "hits" && cache.hits) return groups().flatMap(([, rows]) => rows);
-  if (state.tab === "patients" && cache.patients) return [...new Set(strips().flat())].filter((row) => row >= 0);
+  if (state.tab === "hits" && cache.hits) return groups(cache.hits).flatMap(([, rows]) => rows);
+  if (state.tab === "patients" && cache.patients)
+    return [...new Set(strips(cache.patients).flat())].filter((row) => row >= 0);
   return [];
 }
 
-/** Hits by patient, in the order of each one's nearest. @returns {[string, number[]][]} */
-function groups() {
+/** Rows by patient, in the order of each one's nearest. @param {Hits} hits @returns {[string, number[]][]} */
+function groups({ rows }) {
   /** @type {Map<string, number[]>} */
   const byPatient = new Map();
-  for (const row of cache.hits.rows) {
+  for (const row of rows) {
     const id = cache.thumbnails.get(row)?.about.patient_id ?? "…";
     byPatient.set(id, [...(byPatient.get(id) ?? []), row]);
   }
@@ -36,19 +40,20 @@ function groups() {
 export function move(by) {
   const rows = listed();
   if (!rows.length) return;
-  const i = rows.indexOf(state.hit);
+  const i = rows.indexOf(state.hit ?? -1);
   choose(rows[Math.min(rows.length - 1, Math.max(0, i < 0 ? 0 : i + by))]);
 }
 
 /** To the first hit of the next patient, or of the one before. @param {number} by */
 export function movePatient(by) {
   if (state.tab !== "hits" || !cache.hits) return move(by);
-  const all = groups();
-  const i = all.findIndex(([, rows]) => rows.includes(state.hit));
+  const all = groups(cache.hits);
+  const i = all.findIndex(([, rows]) => rows.includes(state.hit ?? -1));
   choose(all[Math.min(all.length - 1, Math.max(0, i + by))][1][0]);
   return undefined;
 }
 
+/** @param {number} row */
 function choose(row) {
   change((now) => {
     now.hit = row;
@@ -71,7 +76,7 @@ export function mark(row) {
 
 export function render() {
   const marked = Object.keys(state.marks).length;
-  const tab = (name, text) =>
+  const tab = (/** @type {Tab} */ name, /** @type {string} */ text) =>
     make(
       "button",
       {
@@ -110,31 +115,34 @@ export function render() {
         "Why",
       ),
     ),
-    make("div.list", { "data-scroll": "answers" }, ...lists[/** @type {keyof typeof lists} */ (state.tab)]()),
-    listed().includes(state.hit) && detail(state.hit),
+    make("div.list", { "data-scroll": "answers" }, ...lists[state.tab]()),
+    state.hit !== null && listed().includes(state.hit) && detail(state.hit),
   );
   drawEach(at("answers").querySelectorAll("canvas[data-row]"), ofThumb);
   drawEach(at("answers").querySelectorAll("canvas[data-slice]"), ofSlice);
 }
 
-/** @returns {import("./viewport.js").Scene} */
+/** @param {HTMLCanvasElement} canvas @returns {Scene} */
 function ofThumb(canvas) {
   const row = Number(canvas.dataset.row);
   const small = cache.thumbnails.get(row);
-  const rank = canvas.dataset.why ? (cache.hits?.rows.indexOf(row) ?? -1) : -1;
+  const { hits } = cache;
+  const rank = hits && canvas.dataset.why ? hits.rows.indexOf(row) : -1;
   return {
     plane: small?.image ? { pixels: channel(small.image), most: 255 } : null,
     outlines:
       small?.image && state.view.labels ? [{ labels: small.label, colours: facts.colours.map(() => LABEL) }] : [],
-    heat: state.view.why && rank >= 0 ? { values: cache.hits.why[rank], most: cache.hits.most } : null,
+    heat: hits && state.view.why && rank >= 0 ? { values: hits.why[rank], most: hits.most } : null,
   };
 }
 
-/** A slice of the scan that was asked with. @returns {import("./viewport.js").Scene} */
+/** A slice of the scan that was asked with. @param {HTMLCanvasElement} canvas @returns {Scene} */
 function ofSlice(canvas) {
-  const { image } = cache.patients;
+  const image = cache.patients?.image;
+  if (!image) return { plane: null };
+  const i = Number(canvas.dataset.slice);
   const length = image.length / image.shape[0];
-  const slice = image.subarray(canvas.dataset.slice * length, (Number(canvas.dataset.slice) + 1) * length);
+  const slice = image.subarray(i * length, (i + 1) * length);
   return { plane: { pixels: channel(slice), most: 255 } };
 }
 
@@ -159,7 +167,8 @@ function thumb(row, text, { small, why } = {}) {
 }
 
 function hitList() {
-  if (!cache.hits) {
+  const { hits } = cache;
+  if (!hits) {
     return [
       make(
         "div.empty",
@@ -170,21 +179,21 @@ function hitList() {
       ),
     ];
   }
-  if (!cache.hits.rows.length) return [make("div.empty", {}, "The archive has no other patient.")];
-  const distance = new Map(cache.hits.rows.map((row, i) => [row, cache.hits.distances[i]]));
-  const patients = groups().map(([id, rows]) =>
+  if (!hits.rows.length) return [make("div.empty", {}, "The archive has no other patient.")];
+  const patients = groups(hits).map(([id, rows]) =>
     make(
       "div",
       {},
       make("div.group-head", {}, make("b", {}, id), make("span.soft", {}, rows.length > 1 ? rows.length : "")),
-      make("div.thumbs", {}, ...rows.map((row) => thumb(row, Number(distance.get(row)).toPrecision(3), { why: true }))),
+      make("div.thumbs", {}, ...rows.map((row) => thumb(row, rankOf(row)?.distance ?? "", { why: true }))),
     ),
   );
-  const { k } = cache.hits.question;
+  const { k } = hits.question;
+  const full = hits.rows.length === k && k < MOST_HITS;
   return [
     make("div.groups", {}, ...patients),
-    cache.hits.rows.length === k && k < MOST_HITS && make("button.more", { "data-key": "more-hits", onclick: more }, "More"),
-  ].filter(Boolean);
+    full && make("button.more", { "data-key": "more-hits", onclick: more }, "More"),
+  ];
 }
 
 function more() {
@@ -194,17 +203,17 @@ function more() {
   return ask();
 }
 
-/** Of each patient, the matches of some slices of the one asked with, evenly. @returns {number[][]} */
-function strips() {
-  const { matches, share } = cache.patients;
-  return matches[share > 0.5 ? "abnormal" : "normal"].map((rows) => places().map((i) => rows[i]));
+/** Of each patient, the matches of some slices of the one asked with, evenly. @param {Patients} answer */
+function strips(answer) {
+  const { matches, share } = answer;
+  return matches[share > 0.5 ? "abnormal" : "normal"].map((rows) => places(answer).map((i) => rows[i]));
 }
 
-/** @returns {number[]} which slices these are */
-function places() {
-  const { image, rows } = cache.patients;
+/** Which slices these are. @param {Patients} answer */
+function places({ image, rows }) {
   const count = image ? image.shape[0] : rows.length;
-  return Array.from({ length: Math.min(count, STRIP) }, (_, i) => Math.floor(((i + 0.5) * count) / Math.min(count, STRIP)));
+  const length = Math.min(count, STRIP);
+  return Array.from({ length }, (_, i) => Math.floor(((i + 0.5) * count) / length));
 }
 
 function patientList() {
@@ -219,6 +228,7 @@ function patientList() {
       ),
     ];
   }
+  /** @param {string} id @param {string} text @param {Node[]} thumbs */
   const line = (id, text, thumbs) =>
     make(
       "div",
@@ -226,25 +236,27 @@ function patientList() {
       make("div.group-head", {}, make("b", {}, id), make("span.soft", {}, text)),
       make("div.thumbs", {}, ...thumbs),
     );
-  const slice = (i) => make("div.thumb.small", {}, make("canvas", { "data-slice": String(i) }));
-  const match = (row) => (row >= 0 ? thumb(row, "", { small: true }) : make("div.thumb.small.none", { title: NONE }, "no match"));
-  const own = places().map((i) => (answer.image ? slice(i) : thumb(answer.rows[i], "", { small: true })));
+  const slice = (/** @type {number} */ i) => make("div.thumb.small", {}, make("canvas", { "data-slice": String(i) }));
+  const match = (/** @type {number} */ row) =>
+    row >= 0 ? thumb(row, "", { small: true }) : make("div.thumb.small.none", { title: NONE }, "no match");
+  const own = places(answer).map((i) => (answer.image ? slice(i) : thumb(answer.rows[i], "", { small: true })));
   const name = answer.image ? "the scan" : (cache.thumbnails.get(answer.rows[0])?.about.patient_id ?? "");
   return [
     line(name, "asked with", own),
-    ...strips().map((rows, n) => line(answer.patients[n], answer.distances[n].toPrecision(3), rows.map(match))),
+    ...strips(answer).map((rows, n) => line(answer.patients[n], answer.distances[n].toPrecision(3), rows.map(match))),
   ];
 }
 
 function markedList() {
   const rows = Object.keys(state.marks).map(Number);
+  /** @param {string} text @param {string} label @param {string} key @param {(text: string) => void} write */
   const note = (text, label, key, write) =>
     make("textarea", {
       value: text,
       placeholder: label,
       "aria-label": label,
       "data-key": key,
-      oninput: (event) => write(event.target.value),
+      oninput: (event) => write(event.currentTarget.value),
     });
   return [
     make("div.group-head", {}, make("b", {}, "Note of the session")),
@@ -265,20 +277,22 @@ function markedList() {
         }),
       ),
     ),
-  ].filter(Boolean);
+  ];
 }
 
+/** What is known of a row, and what can be done with it. @param {number} row */
 function detail(row) {
   const about = cache.thumbnails.get(row)?.about;
   if (!about) return null;
   const { patient_id: id, slice_index: slice, ...rest } = about;
-  const rank = cache.hits?.rows.indexOf(row) ?? -1;
-  const said = (value) =>
+  const far = state.tab !== "patients" && distance(row);
+  const said = (/** @type {About[string]} */ value) =>
     typeof value === "number" ? Number(value.toFixed(1)) : typeof value === "boolean" ? (value ? "yes" : "no") : value;
   const facts_ = Object.entries(rest).map(([name, value]) =>
     name === "position_mm" ? `${said(value)} mm` : `${name.replaceAll("_", " ")}: ${said(value)}`,
   );
-  const button = (text, title, run) => make("button", { "data-key": `do-${text}`, title, onclick: run }, text);
+  const button = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => unknown} */ run) =>
+    make("button", { "data-key": `do-${text}`, title, onclick: run }, text);
   return make(
     "div.detail",
     {},
@@ -287,7 +301,7 @@ function detail(row) {
       {},
       make("b", {}, `${id}, slice ${slice}`),
       make("br"),
-      ...(rank >= 0 && state.tab !== "patients" ? [`distance ${distance(rank)}`, make("br")] : []),
+      ...(far ? [`distance ${far}`, make("br")] : []),
       facts_.join("  ·  "),
     ),
     make(
@@ -304,12 +318,13 @@ function detail(row) {
   );
 }
 
-/** A hit's distance, and of what it is made where both codes were asked by. @param {number} rank */
-function distance(rank) {
-  const { distances, parts } = cache.hits;
-  const text = distances[rank].toPrecision(3);
-  if (Object.keys(parts).length < 2) return text;
-  return `${text}: anatomy ${parts.normal[rank].toPrecision(3)}, lesion ${parts.abnormal[rank].toPrecision(3)}`;
+/** A hit's distance, and of what it is made where both codes were asked by; null if it is none. @param {number} row */
+function distance(row) {
+  const rank = rankOf(row);
+  const { normal, abnormal } = cache.hits?.parts ?? {};
+  if (!rank || !normal || !abnormal) return rank && rank.distance;
+  const [anatomy, lesion] = [normal, abnormal].map((part) => part[rank.place - 1].toPrecision(3));
+  return `${rank.distance}: anatomy ${anatomy}, lesion ${lesion}`;
 }
 
 /** The picture that keys act on: the chosen hit while the answers have the focus, else that on the desk. */

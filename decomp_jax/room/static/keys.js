@@ -12,24 +12,28 @@ import { change, facts, state } from "./state.js";
 import { enlarge, pick, reset, showChannel, takeBack } from "./viewer.js";
 import { window_, zoomAt } from "./viewport.js";
 
-const toggle = (key) =>
+/** @import { Switch } from "./types.js" */
+
+const toggle = (/** @type {Switch} */ key) =>
   change((now) => {
     now.view[key] = !now.view[key];
   });
-const zoom = (factor) => change((now) => zoomAt(now.view, factor, now.view.x * facts.size, now.view.y * facts.size));
-const grey = (width, level) => change((now) => window_(now.view, width, level));
-const size = (by) =>
+const zoom = (/** @type {number} */ factor) =>
+  change(({ view }) => zoomAt(view, factor, { x: view.x * facts.size, y: view.y * facts.size }));
+const grey = (/** @type {number} */ width, /** @type {number} */ level) =>
+  change((now) => window_(now.view, width, level));
+const size = (/** @type {number} */ by) =>
   change((now) => {
     now.tool.size = Math.min(Math.round(facts.size / 3), Math.max(1, now.tool.size + by));
   });
 const comparing = () => state.compare.length > 0;
-const moved = (move) => () => {
+const moved = (/** @type {() => void} */ move) => () => {
   move();
   compare.follow(state.hit);
 };
 const hit = () => (state.hit === null ? null : { row: state.hit });
 
-/** Key, what it is called, what it does. @type {[string, string, () => any][]} */
+/** Key, what it is called, what it does. @type {[string, string, () => unknown][]} */
 const KEYS = [
   ["1", "ask by anatomy", () => askBy(0)],
   ["2", "ask by both", () => askBy(0.5)],
@@ -122,13 +126,13 @@ export function setUp() {
   });
   at("show-keys").addEventListener("click", help);
   at("open-session").addEventListener("click", () => at("session-file").click());
-  at("session-file").addEventListener("change", (event) => {
-    session.open(event.target.files[0]);
-    event.target.value = "";
+  at("session-file").addEventListener("change", () => {
+    session.open(at("session-file").files?.[0]);
+    at("session-file").value = "";
   });
-  at("file").addEventListener("change", (event) => {
-    take(bring.chosen(event.target.files));
-    event.target.value = "";
+  at("file").addEventListener("change", () => {
+    take(bring.chosen(at("file").files ?? []));
+    at("file").value = "";
   });
   at("save-session").addEventListener("click", session.save);
   at("save-hits").addEventListener("click", session.saveHits);
@@ -138,7 +142,7 @@ export function setUp() {
 
 /** Files dropped anywhere on the page are brought. */
 function dropped() {
-  const files = (event) => event.dataTransfer?.types.includes("Files");
+  const files = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
   document.addEventListener("dragover", (event) => {
     if (!files(event)) return;
     event.preventDefault();

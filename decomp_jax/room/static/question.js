@@ -5,10 +5,12 @@ import { at, fill, make } from "./dom.js";
 import { cache, change, channel, facts, fromRuns, keyOf, nameOf, pose, state } from "./state.js";
 import { draw } from "./viewport.js";
 
-/** The picture that is being dragged. @type {any} */
+/** @import { Picture, Place, Question, State } from "./types.js" */
+
+/** The picture that is being dragged. @type {Picture|null} */
 let dragged = null;
 
-/** Lets an element be dragged into a place. @param {HTMLElement} element @param {() => any} picture */
+/** Lets an element be dragged into a place. @param {HTMLElement} element @param {() => Picture|null} picture */
 export function draggable(element, picture) {
   element.draggable = true;
   element.addEventListener("dragstart", (event) => {
@@ -20,7 +22,7 @@ export function draggable(element, picture) {
   });
 }
 
-/** Puts a picture into a place. @param {"anatomy"|"lesion"} place @param {any} picture */
+/** Puts a picture into a place. @param {Place} place @param {Picture|null} picture */
 export function put(place, picture) {
   if (!picture) return;
   pose((now) => {
@@ -55,11 +57,11 @@ export function askAnew() {
   return ask();
 }
 
-/** @param {"like"|"unlike"} list @param {any} picture */
+/** @param {"like"|"unlike"} list @param {Picture|null} picture */
 export function addExample(list, picture) {
   if (!picture) return;
   const other = list === "like" ? "unlike" : "like";
-  const rest = (pictures) => pictures.filter((one) => keyOf(one) !== keyOf(picture));
+  const rest = (/** @type {Picture[]} */ pictures) => pictures.filter((one) => keyOf(one) !== keyOf(picture));
   pose((now) => {
     now.question[other] = rest(now.question[other]);
     now.question[list] = [...rest(now.question[list]), picture];
@@ -70,10 +72,12 @@ export function addExample(list, picture) {
 export function render() {
   const { question } = state;
   const share = Math.round(100 * question.share);
-  const set = (name) => (event) =>
-    pose((now) => {
-      now.question[name] = event.target.checked;
-    });
+  const set =
+    (/** @type {"other_patients"|"one_per_patient"} */ name) =>
+    (/** @type {{currentTarget: HTMLInputElement}} */ event) =>
+      pose((now) => {
+        now.question[name] = event.currentTarget.checked;
+      });
   fill(
     at("question"),
     slot("anatomy", "Anatomy of", question.share === 1),
@@ -92,7 +96,7 @@ export function render() {
         title: "What counts how much",
         onchange: (event) => {
           pose((now) => {
-            now.question.share = Number(event.target.value) / 100;
+            now.question.share = Number(event.currentTarget.value) / 100;
           });
           if (posed()) ask();
         },
@@ -142,13 +146,15 @@ export function render() {
       ...chips(),
     ),
   );
-  for (const canvas of at("question").querySelectorAll("canvas")) paintSlot(canvas);
+  for (const canvas of at("question").querySelectorAll("canvas"))
+    paintSlot(canvas, question[/** @type {Place} */ (canvas.dataset.place)]);
 }
 
+/** @param {Place} place @param {string} title @param {boolean} unused whether it counts nothing */
 function slot(place, title, unused) {
   const picture = state.question[place];
   const drawn = picture?.drawing !== undefined;
-  const element = make(
+  return make(
     `div.slot${picture ? ".full" : ""}${unused ? ".unused" : ""}`,
     {
       "data-key": place,
@@ -165,10 +171,10 @@ function slot(place, title, unused) {
       ondragover: (event) => {
         if (dragged) {
           event.preventDefault();
-          element.classList.add("over");
+          event.currentTarget.classList.add("over");
         }
       },
-      ondragleave: () => element.classList.remove("over"),
+      ondragleave: (event) => event.currentTarget.classList.remove("over"),
       ondrop: (event) => {
         event.preventDefault();
         put(place, dragged);
@@ -178,11 +184,11 @@ function slot(place, title, unused) {
     make("b", {}, title),
     make("span", {}, picture ? (drawn ? "the drawing" : nameOf(picture)) : "drag an image"),
   );
-  return element;
 }
 
-function paintSlot(canvas) {
-  const picture = state.question[/** @type {"anatomy"|"lesion"} */ (canvas.dataset.place)];
+/** @param {HTMLCanvasElement} canvas @param {Picture|null} picture */
+function paintSlot(canvas, picture) {
+  if (!picture) return;
   if (picture.drawing !== undefined) {
     const size = facts.size;
     draw(canvas, {
@@ -192,7 +198,7 @@ function paintSlot(canvas) {
     return;
   }
   const look = cache.looks.get(keyOf(picture));
-  const small = cache.thumbnails.get(picture.row)?.image;
+  const small = cache.thumbnails.get(picture.row ?? -1)?.image;
   draw(canvas, {
     plane: look
       ? { pixels: channel(look.arrays.image), most: 65535 }
@@ -204,6 +210,7 @@ function paintSlot(canvas) {
 
 function chips() {
   const { question } = state;
+  /** @param {string} key @param {string} text @param {(state: State) => void} remove */
   const chip = (key, text, remove) =>
     make(
       "button.chip",
@@ -217,9 +224,9 @@ function chips() {
       },
       `${text} ✕`,
     );
-  const list = (name, sign) =>
+  const list = (/** @type {"like"|"unlike"} */ name) =>
     question[name].map((picture, i) =>
-      chip(`${name}-${i}`, `${sign} ${nameOf(picture)}`, (now) => {
+      chip(`${name}-${i}`, `${name} ${nameOf(picture)}`, (now) => {
         now.question[name].splice(i, 1);
       }),
     );
@@ -228,7 +235,7 @@ function chips() {
       chip("region", "region alone", (now) => {
         now.question.region = null;
       }),
-    ...list("like", "like"),
-    ...list("unlike", "unlike"),
-  ].filter(Boolean);
+    ...list("like"),
+    ...list("unlike"),
+  ];
 }

@@ -3,8 +3,11 @@
 import { ask, look, paint, telling, thumbnails } from "./ask.js";
 import { download, make, say } from "./dom.js";
 import { call } from "./server.js";
-import { cache, channel, facts, fromRuns, keyOf, nameOf, replace, state } from "./state.js";
+import { cache, channel, facts, fromRuns, keyOf, nameOf, rankOf, replace, state } from "./state.js";
 import { draw } from "./viewport.js";
+
+/** @import { Picture, Question } from "./types.js" */
+/** @import { Scene } from "./viewport.js" */
 
 const FORMAT = 1;
 const SHEET = { columns: 6, side: 200, gap: 10, caption: 40, head: 86 };
@@ -28,13 +31,14 @@ export function save() {
  */
 export async function open(file) {
   if (!file) return;
+  /** @type {{format?: unknown, model?: unknown, bank?: unknown, state?: unknown}|null} */
   let session;
   try {
     session = JSON.parse(await file.text());
   } catch {
     session = null;
   }
-  if (session?.format !== FORMAT || typeof session.state !== "object") {
+  if (session?.format !== FORMAT || typeof session.state !== "object" || !session.state) {
     say("This file is no session of a reading room; choose a session.json that one has saved.", true);
     return;
   }
@@ -54,16 +58,17 @@ export async function open(file) {
 async function askAgain() {
   let [same, other] = [0, 0];
   for (const entry of state.log) {
-    const before = entry.rows ?? entry.ids;
-    const answer = await telling(() =>
-      entry.patients ? call("ask_patients", entry.patients) : call("ask", entry.question),
+    const before = "question" in entry ? entry.rows : entry.ids;
+    const now = await telling(async () =>
+      "question" in entry
+        ? (await call("ask", entry.question)).data.rows
+        : (await call("ask_patients", entry.patients)).data.patients,
     );
-    if (!answer) continue; // as of a scan that was brought and is no longer at hand
-    const now = answer.data.rows && entry.rows ? answer.data.rows : answer.data.patients;
+    if (!now) continue; // as of a scan that was brought and is no longer at hand
     if (JSON.stringify(now) === JSON.stringify(before)) same++;
     else other++;
   }
-  const last = state.log.filter((entry) => entry.question).at(-1);
+  const last = state.log.filter((entry) => "question" in entry).at(-1);
   if (last) {
     state.question = structuredClone({ ...state.question, ...last.question });
     await ask(true);
@@ -82,18 +87,21 @@ async function askAgain() {
 
 /** The hits of the last question as a table, as `evaluate.py search` writes them; with marks and notes. */
 export function saveHits() {
-  if (!cache.hits) return say("Ask first; the hits are then saved.");
-  const quote = (value) => `"${String(value).replaceAll('"', '""')}"`;
+  const { hits } = cache;
+  if (!hits) return say("Ask first; the hits are then saved.");
+  /** @typedef {string|number|boolean} Value */
+  const quote = (/** @type {Value} */ value) => `"${String(value).replaceAll('"', '""')}"`;
   // A cell that begins like a formula would be one in a spreadsheet.
-  const cell = (value) => quote(/^[=+\-@\t\r]/.test(String(value)) && typeof value === "string" ? `'${value}` : value);
-  const lines = cache.hits.rows.map((row, i) => {
-    const about = cache.thumbnails.get(row).about;
+  const cell = (/** @type {Value} */ value) =>
+    quote(typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
+  const lines = hits.rows.map((row, i) => {
+    const about = cache.thumbnails.get(row)?.about;
     return [
       i + 1,
       row,
-      about.patient_id,
-      about.slice_index,
-      cache.hits.distances[i],
+      about?.patient_id ?? "",
+      about?.slice_index ?? "",
+      hits.distances[i],
       row in state.marks,
       state.marks[row]?.note ?? "",
     ]
@@ -115,10 +123,10 @@ export async function saveSheet() {
   if (!rows.length) return say("Ask first, or mark hits; they are then put on the sheet.");
   await thumbnails(rows);
   const question = cache.hits?.question;
-  const asked = [
-    { picture: question?.anatomy, what: "anatomy asked with" },
-    { picture: question?.lesion, what: "lesion asked with" },
-  ].filter(({ picture }) => picture);
+  /** @type {Asked[]} */
+  const asked = [];
+  if (question?.anatomy) asked.push({ picture: question.anatomy, what: "anatomy asked with" });
+  if (question?.lesion) asked.push({ picture: question.lesion, what: "lesion asked with" });
   for (const { picture } of asked) if (picture.drawing === undefined) await look(picture);
   const canvas = sheet(asked, rows, question);
   return canvas.toBlob((blob) => {
@@ -126,10 +134,10 @@ export async function saveSheet() {
   }, "image/png");
 }
 
-/** What was asked, in a line. */
+/** What was asked, in a line. @param {Question} question */
 function inWords(question) {
   const share = Math.round(100 * question.share);
-  const names = (pictures) => pictures.map(nameOf).join("; ");
+  const names = (/** @type {Picture[]} */ pictures) => pictures.map(nameOf).join("; ");
   return [
     share === 0 ? "by anatomy" : share === 100 ? "by lesion" : `anatomy ${100 - share} : lesion ${share}`,
     question.region && "within a region",
@@ -142,11 +150,16 @@ function inWords(question) {
     .join(" · ");
 }
 
+/**
+ * @typedef {{picture: Picture, what: string}} Asked
+ * @param {Asked[]} asked @param {number[]} rows @param {Question} [question]
+ */
 function sheet(asked, rows, question) {
   const { columns, side, gap, caption, head } = SHEET;
   const lines = Math.ceil((asked.length + rows.length) / columns);
   const canvas = make("canvas", { width: columns * (side + gap) + gap, height: head + lines * (side + caption + gap) });
-  const context = canvas.getContext("2d");
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  /** @param {string} text @param {number} x @param {number} y @param {number} [width] */
   const write = (text, x, y, width = canvas.width - 2 * gap) => {
     let cut = text;
     while (context.measureText(cut).width > width) cut = `${cut.slice(0, -2)}…`;
@@ -164,6 +177,7 @@ function sheet(asked, rows, question) {
   // Laid out out of sight, for `draw` goes by the size on the page.
   tile.style.cssText = `position:fixed;left:-999px;width:${side}px;height:${side}px`;
   document.body.append(tile);
+  /** @param {number} i @param {Scene} scene @param {string} first @param {string} second @param {boolean} [framed] */
   const place = (i, scene, first, second, framed) => {
     const x = gap + (i % columns) * (side + gap);
     const y = head + Math.floor(i / columns) * (side + caption + gap);
@@ -177,21 +191,21 @@ function sheet(asked, rows, question) {
   };
   asked.forEach(({ picture, what }, i) => place(i, askedScene(picture), nameOf(picture), what, true));
   rows.forEach((row, i) => {
-    const rank = cache.hits?.rows.indexOf(row) ?? -1;
+    const rank = rankOf(row);
     const image = cache.thumbnails.get(row)?.image;
     const scene = { plane: image ? { pixels: channel(image), most: 255 } : null };
     place(
       asked.length + i,
       scene,
       nameOf({ row }),
-      state.marks[row]?.note || (rank >= 0 ? `${rank + 1}, distance ${cache.hits.distances[rank].toPrecision(3)}` : ""),
+      state.marks[row]?.note || (rank ? `${rank.place}, distance ${rank.distance}` : ""),
     );
   });
   tile.remove();
   return canvas;
 }
 
-/** An image or a drawing that was asked with, and the region. */
+/** An image or a drawing that was asked with, and the region. @param {Picture} picture @returns {Scene} */
 function askedScene(picture) {
   const length = facts.size * facts.size;
   const image = cache.looks.get(keyOf(picture))?.arrays.image;

@@ -1,14 +1,11 @@
 /**
  * All that the page knows and a session keeps: one plain object. What can be asked for again (images, answers) is kept
  * beside it, in `cache`.
- *
- * @typedef {{row?: number, pixels?: string, slab?: string, name?: string, scan?: string}} Picture an image of the archive, or one that
- *   was brought, of a scan that the server knows by `scan`
- * @typedef {{anatomy: Picture|null, lesion: any, share: number, region: number[]|null, like: Picture[],
- *   unlike: Picture[], other_patients: boolean, one_per_patient: boolean, k: number}} Question
  */
 
-/** @returns {any} */
+/** @import { Cache, Facts, Picture, Pixels, State } from "./types.js" */
+
+/** @returns {State} */
 function fresh() {
   return {
     shown: null, // the Picture on the desk
@@ -50,10 +47,10 @@ function fresh() {
 
 export const state = fresh();
 
-/** Facts of network and archive, from the server. @type {any} */
-export const facts = {};
+/** Facts of network and archive, from the server. */
+export const facts = /** @type {Facts} */ ({});
 
-/** What was fetched or answered, and can be again. @type {any} */
+/** What was fetched or answered, and can be again. @type {Cache} */
 export const cache = { looks: new Map(), thumbnails: new Map(), hits: null, patients: null, painted: null };
 
 /** @type {[() => void, boolean][]} */
@@ -83,7 +80,7 @@ export function onChange(listener, always = false) {
 
 /**
  * Changes the state and has the page drawn anew.
- * @param {(state: any) => void} [edit] @param {"all"|"view"} [part]
+ * @param {(state: State) => void} [edit] @param {"all"|"view"} [part]
  */
 export function change(edit, part = "all") {
   edit?.(state);
@@ -98,12 +95,12 @@ function drawAnew() {
   for (const [listener, always] of listeners) if (all || always) listener();
 }
 
-/** Changes the view alone: what pointers do many times a second. @param {(state: any) => void} [edit] */
+/** Changes the view alone: what pointers do many times a second. @param {(state: State) => void} [edit] */
 export function changeView(edit) {
   change(edit, "view");
 }
 
-/** Changes question or drawing, so that `undo` takes it back. @param {(state: any) => void} edit */
+/** Changes question or drawing, so that `undo` takes it back. @param {(state: State) => void} edit */
 export function pose(edit) {
   past.push(JSON.stringify([state.question, state.drawing]));
   if (past.length > 100) past.shift();
@@ -120,14 +117,14 @@ export function undo() {
   return true;
 }
 
-/** @param {any} other a state as `JSON.parse` gives it; parts that it lacks begin afresh */
+/** @param {Record<string, any>} other a state as `JSON.parse` gives it; parts that it lacks begin afresh */
 export function replace(other) {
   const start = fresh();
   past.length = 0;
   change((now) => {
-    for (const key of Object.keys(start)) {
-      const plain = start[key] && typeof start[key] === "object" && !Array.isArray(start[key]);
-      now[key] = plain ? { ...start[key], ...other[key] } : (other[key] ?? start[key]);
+    for (const [key, first] of Object.entries(start)) {
+      const plain = first && typeof first === "object" && !Array.isArray(first);
+      Object.assign(now, { [key]: plain ? { ...first, ...other[key] } : (other[key] ?? first) });
     }
   });
 }
@@ -144,7 +141,13 @@ export function nameOf(picture) {
   return about ? `${about.patient_id}, ${about.slice_index}` : `row ${picture.row}`;
 }
 
-/** Of planes [C,S,S] the channel in sight. @param {any} planes @returns {any} */
+/** The place among the hits, from 1, and the distance in words; null where a row is none. @param {number} [row] */
+export function rankOf(row) {
+  const i = cache.hits?.rows.indexOf(row ?? -1) ?? -1;
+  return cache.hits && i >= 0 ? { place: i + 1, distance: cache.hits.distances[i].toPrecision(3) } : null;
+}
+
+/** Of planes [C,S,S] the channel in sight. @param {Pixels} planes @returns {Pixels} */
 export function channel(planes) {
   const length = facts.size * facts.size;
   return planes.subarray(state.view.channel * length, (state.view.channel + 1) * length);

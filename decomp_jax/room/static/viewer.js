@@ -7,18 +7,20 @@ import { draggable } from "./question.js";
 import { cache, change, changeView, channel, facts, keyOf, nameOf, pose, state, undo } from "./state.js";
 import { draw, firstView, inImage, window_, zoomAt } from "./viewport.js";
 
+/** @import { Look, Pixels, Switch, ToolKind } from "./types.js" */
+/** @import { Outline, Plane, Scene } from "./viewport.js" */
+
 const LABEL = "#dfe6ee";
 const REGION = ["#4f9fdc"];
-/** @type {Record<string, any>} */
-const tiles = {};
+/** @typedef {"image"|"x_minus"|"difference"|"painted"} TileName */
+/** @type {TileName[]} */
+const NAMES = ["image", "x_minus", "difference", "painted"];
+const tiles = /** @type {Record<TileName, ReturnType<typeof makeTile>>} */ ({});
 
 /** Makes the tiles once; `render` draws into them. */
 export function setUp() {
-  for (const name of ["image", "x_minus", "difference", "painted"]) {
-    const canvas = make("canvas", { tabIndex: 0, "data-tile": name });
-    const caption = make("div.caption");
-    tiles[name] = { canvas, caption, note: make("div.note"), element: make("div.tile", {}, canvas, caption) };
-    tiles[name].element.append(tiles[name].note);
+  for (const name of NAMES) {
+    const { canvas, caption } = (tiles[name] = makeTile(name));
     draggable(caption, () => state.shown);
     navigate(canvas);
     canvas.addEventListener("dblclick", () => drawing() || enlarge(name));
@@ -27,7 +29,14 @@ export function setUp() {
   new ResizeObserver(() => change()).observe(at("tiles"));
 }
 
-/** One tile fills the desk, or all four share it again. @param {string} name */
+/** @param {TileName} name */
+function makeTile(name) {
+  const canvas = make("canvas", { tabIndex: 0, "data-tile": name });
+  const [caption, note] = [make("div.caption"), make("div.note")];
+  return { canvas, caption, note, element: make("div.tile", {}, canvas, caption, note) };
+}
+
+/** One tile fills the desk, or all four share it again. @param {TileName|""} name */
 export function enlarge(name) {
   change(({ view }) => {
     view.large = view.large ? null : name;
@@ -42,14 +51,17 @@ function lifted() {
   paint();
 }
 
-/** Wheel zooms, dragging moves the window, with shift or the middle button the image. */
+/**
+ * Wheel zooms, dragging moves the window, with shift or the middle button the image.
+ * @param {HTMLCanvasElement} canvas
+ */
 export function navigate(canvas) {
   canvas.addEventListener(
     "wheel",
     (event) => {
       event.preventDefault();
-      const { x, y } = inImage(canvas, event);
-      changeView((now) => zoomAt(now.view, Math.exp(-event.deltaY / 400), x, y));
+      const point = inImage(canvas, event);
+      changeView((now) => zoomAt(now.view, Math.exp(-event.deltaY / 400), point));
     },
     { passive: false },
   );
@@ -57,7 +69,7 @@ export function navigate(canvas) {
     if (drawing() && event.button === 0 && canvas.dataset.tile !== undefined) return;
     canvas.setPointerCapture(event.pointerId);
     const pans = event.shiftKey || event.button === 1;
-    const moved = (move) =>
+    const moved = (/** @type {PointerEvent} */ move) =>
       changeView(({ view }) => {
         if (pans) {
           const side = Math.min(canvas.clientWidth, canvas.clientHeight) * view.zoom;
@@ -72,40 +84,44 @@ export function navigate(canvas) {
   });
 }
 
-/** The scenes of a look, by tile. @param {any} answer @returns {Record<string, any>} */
+/** The scenes of a look, by tile. @param {Look} answer @returns {Record<TileName, Scene>} */
 export function scenes(answer) {
   const { label, lesion, abnormal_codes: codes, normal_codes: anatomy } = answer.arrays;
-  const [image, xMinus, xPlus] = ["image", "x_minus", "x_plus"].map((name) => channel(answer.arrays[name]));
+  const image = channel(answer.arrays.image);
+  const xMinus = channel(answer.arrays.x_minus);
   const { view } = state;
+  /** @type {Outline[]} */
   const outlines = [];
   if (view.outlines) outlines.push({ labels: lesion, colours: facts.colours });
   if (view.labels) outlines.push({ labels: label, colours: facts.colours.map(() => LABEL), dashed: true });
   const difference = image.map((value, i) => Math.min(65535, 2 * Math.abs(value - xMinus[i])));
+  /** @param {Pixels} pixels @param {boolean} [fixed] @returns {Plane} */
   const plane = (pixels, fixed = false) => ({ pixels, most: 65535, fixed });
   return {
     image: {
       plane: plane(view.flick ? xMinus : image),
       outlines: view.flick ? [] : outlines,
-      codes: view.codes && codes,
+      codes: view.codes ? codes : null,
     },
-    x_minus: { plane: plane(xMinus), codes: view.codes && anatomy },
+    x_minus: { plane: plane(xMinus), codes: view.codes ? anatomy : null },
     difference: { plane: plane(difference, true) },
-    painted: { plane: plane(xPlus) },
+    painted: { plane: plane(channel(answer.arrays.x_plus)) },
   };
 }
 
 export function render() {
   const parent = at("tiles");
-  const answer = state.shown && cache.looks.get(keyOf(state.shown));
+  const picture = state.shown;
+  const answer = picture && cache.looks.get(keyOf(picture));
   parent.classList.toggle("waiting", !answer);
-  if (!answer && state.shown && parent.contains(tiles.image.canvas)) return; // the image before, dimmed
+  if (!answer && picture && parent.contains(tiles.image.canvas)) return; // the image before, dimmed
   if (!answer) {
     fill(
       parent,
       make(
         "div.empty",
         {},
-        ...(state.shown
+        ...(picture
           ? ["Decomposing the image …"]
           : [
               make("strong", {}, "Choose a patient and a slice on the left, or bring an image."),
@@ -123,13 +139,13 @@ export function render() {
     { labels: drawn.lesion, colours: facts.colours, fill: 0.35 },
     { labels: drawn.region, colours: REGION, fill: 0.12 },
   ];
-  for (const name of ["image", "x_minus"]) {
+  for (const name of /** @type {const} */ (["image", "x_minus"])) {
     shown[name].outlines = [...(shown[name].outlines ?? []), ...marks];
     shown[name].cursor = cursor();
     tiles[name].element.classList.toggle("drawing", drawing());
   }
-  const painted = cache.painted && state.drawing;
-  if (painted) shown.painted = { plane: { pixels: channel(cache.painted.pixels), most: 65535 } };
+  const painted = state.drawing && cache.painted;
+  if (painted) shown.painted = { plane: { pixels: channel(painted.pixels), most: 65535 } };
   const captions = {
     image: state.view.flick ? "Without the lesion, painted" : answer.data.at_hand ? "Image" : "Painted from its codes",
     x_minus: "Without the lesion, painted",
@@ -137,21 +153,25 @@ export function render() {
     painted: painted ? "Painted with the drawn lesion" : "Painted with its lesion",
   };
   parent.classList.toggle("one", Boolean(state.view.large));
-  for (const [name, { element }] of Object.entries(tiles)) {
-    element.hidden = Boolean(state.view.large) && state.view.large !== name;
+  for (const name of NAMES) {
+    tiles[name].element.hidden = Boolean(state.view.large) && state.view.large !== name;
   }
-  for (const [name, tile] of Object.entries(tiles)) {
+  for (const name of NAMES) {
+    const tile = tiles[name];
     if (tile.element.hidden) continue;
-    tile.caption.textContent = captions[/** @type {keyof typeof captions} */ (name)];
+    tile.caption.textContent = captions[name];
     tile.canvas.setAttribute("aria-label", tile.caption.textContent);
     draw(tile.canvas, shown[name], state.view);
   }
-  tiles.image.note.replaceChildren(...describe(answer));
+  const name = `${nameOf(picture)} · `;
+  tiles.image.note.replaceChildren(
+    ...(answer.data.at_hand ? [name, ...legend(answer.arrays.lesion)] : [`${name}the image is not at hand`]),
+  );
 }
 
 /**
  * The classes that are in a label map, each beside its colour.
- * @param {Uint8Array} lesion @returns {any[]}
+ * @param {Uint8Array} lesion @returns {(Node|string)[]}
  */
 export function legend(lesion) {
   const seen = facts.classes.flatMap((name, i) => {
@@ -163,13 +183,9 @@ export function legend(lesion) {
   return seen.length ? seen : ["no lesion seen"];
 }
 
-function describe(answer) {
-  const name = `${nameOf(state.shown)} · `;
-  return answer.data.at_hand ? [name, ...legend(answer.arrays.lesion)] : [`${name}the image is not at hand`];
-}
-
 export function renderTools() {
   const { view, tool } = state;
+  /** @param {Switch} key @param {string} text @param {string} title */
   const toggle = (key, text, title) =>
     make(
       "button",
@@ -184,6 +200,7 @@ export function renderTools() {
       },
       text,
     );
+  /** @param {ToolKind} name @param {string} text @param {string} title @param {boolean} [off] */
   const kind = (name, text, title, off = false) =>
     make(
       "button",
@@ -222,7 +239,7 @@ export function renderTools() {
           disabled: !draws,
           onchange: (event) =>
             change((now) => {
-              now.tool.class = Number(event.target.value);
+              now.tool.class = Number(event.currentTarget.value);
             }),
         },
         ...facts.classes.map((name, i) =>
@@ -243,7 +260,7 @@ export function renderTools() {
         "aria-label": "Size of the brush",
         oninput: (event) =>
           changeView((now) => {
-            now.tool.size = Number(event.target.value);
+            now.tool.size = Number(event.currentTarget.value);
           }),
       }),
       make(
@@ -277,7 +294,7 @@ function channels() {
       "data-key": "channel",
       "aria-label": "Modality in sight",
       title: "Modality in sight (H)",
-      onchange: (event) => showChannel(Number(event.target.value)),
+      onchange: (event) => showChannel(Number(event.currentTarget.value)),
     },
     ...facts.modalities.map((name, i) =>
       make("option", { value: String(i), selected: state.view.channel === i }, name),
@@ -293,7 +310,7 @@ export function showChannel(i) {
   });
 }
 
-/** @param {string} kind a tool, put down if it is held already */
+/** @param {ToolKind} kind a tool, put down if it is held already */
 export function pick(kind) {
   change((now) => {
     now.tool.kind = now.tool.kind === kind ? "none" : kind;

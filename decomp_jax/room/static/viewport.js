@@ -2,14 +2,16 @@
 
 import { facts, state } from "./state.js";
 
+/** @import { Pixels, Point, Sight } from "./types.js" */
+
 /**
- * @typedef {{pixels: Uint16Array|Uint8Array, most: number, fixed?: boolean}} Plane 0 to `most`; `fixed`: no window
+ * @typedef {{pixels: Pixels, most: number, fixed?: boolean}} Plane 0 to `most`; `fixed`: no window
  * @typedef {{labels: Uint8Array, colours: string[], dashed?: boolean, fill?: number}} Outline
  * @typedef {{plane: Plane|null, outlines?: Outline[], heat?: {values: Float32Array, most: number}|null,
- *   codes?: Uint16Array|null, cursor?: {x: number, y: number, radius: number}|null}} Scene
+ *   codes?: Uint16Array|null, cursor?: Point & {radius: number}|null}} Scene
  */
 
-/** The view at first: the part of the field that images of this archive use, black to white. */
+/** The view at first: the part of the field that images of this archive use, black to white. @returns {Sight} */
 export function firstView() {
   return { low: 0, high: facts.white[state.view.channel] || 1, zoom: 1 / (1 - 2 * facts.margin), x: 0.5, y: 0.5 };
 }
@@ -18,16 +20,15 @@ const SCRATCH = document.createElement("canvas");
 
 /**
  * Draws a scene into a canvas of any size, the part that window and zoom of `view` show.
- * @param {HTMLCanvasElement} canvas @param {Scene} scene
- * @param {{low: number, high: number, zoom: number, x: number, y: number}} [view]
+ * @param {HTMLCanvasElement} canvas @param {Scene} scene @param {Sight} [view]
  */
 export function draw(canvas, scene, view = firstView()) {
   drawAt(sizeOf(canvas), canvas, scene, view);
 }
 
 /**
- * Draws many scenes in the first view. All canvases are measured before one is drawn, so that the page is laid out once.
- * @param {Iterable<HTMLCanvasElement>} canvases @param {(canvas: any) => Scene} scene
+ * Draws many scenes in the first view. All canvases are measured before one is drawn: the page is laid out once.
+ * @param {Iterable<HTMLCanvasElement>} canvases @param {(canvas: HTMLCanvasElement) => Scene} scene
  */
 export function drawEach(canvases, scene) {
   const view = firstView();
@@ -35,12 +36,13 @@ export function drawEach(canvases, scene) {
   for (const [canvas, size] of sizes) drawAt(size, canvas, scene(canvas), view);
 }
 
-/** Width and height of a canvas in pixels of the screen. @param {HTMLCanvasElement} canvas @returns {[number, number]} */
+/** Width and height in pixels of the screen. @param {HTMLCanvasElement} canvas @returns {[number, number]} */
 function sizeOf(canvas) {
-  const pixels = (side) => Math.max(1, Math.round(side * (devicePixelRatio || 1)));
+  const pixels = (/** @type {number} */ side) => Math.max(1, Math.round(side * (devicePixelRatio || 1)));
   return [pixels(canvas.clientWidth), pixels(canvas.clientHeight)];
 }
 
+/** @param {[number, number]} size @param {HTMLCanvasElement} canvas @param {Scene} scene @param {Sight} view */
 function drawAt([width, height], canvas, scene, view) {
   const ratio = devicePixelRatio || 1;
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
@@ -62,7 +64,10 @@ function drawAt([width, height], canvas, scene, view) {
   if (scene.cursor) drawCursor(context, scene.cursor, scale, ratio);
 }
 
-/** Where the image lies in a canvas: pixels of the canvas a pixel of the image, and its corner. @returns {any} */
+/**
+ * Where the image lies in a canvas: pixels of the canvas a pixel of the image, and its corner.
+ * @param {HTMLCanvasElement} canvas @param {Sight} view
+ */
 function placed(canvas, view) {
   const size = facts.size;
   const scale = (Math.min(canvas.width, canvas.height) / size) * view.zoom;
@@ -72,7 +77,7 @@ function placed(canvas, view) {
 
 /**
  * Position of a pointer in the image, in its pixels.
- * @param {HTMLCanvasElement} canvas @param {PointerEvent|WheelEvent} event
+ * @param {HTMLCanvasElement} canvas @param {PointerEvent|WheelEvent} event @returns {Point}
  */
 export function inImage(canvas, event) {
   const box = canvas.getBoundingClientRect();
@@ -84,6 +89,7 @@ export function inImage(canvas, event) {
   };
 }
 
+/** @param {Plane} plane @param {Sight} view @param {number} size */
 function paint(plane, view, size) {
   [SCRATCH.width, SCRATCH.height] = [size, size];
   const context = /** @type {CanvasRenderingContext2D} */ (SCRATCH.getContext("2d"));
@@ -99,7 +105,11 @@ function paint(plane, view, size) {
   context.putImageData(image, 0, 0);
 }
 
-/** Lines between pixels of unlike labels, each in the colour of the label inside. */
+/**
+ * Lines between pixels of unlike labels, each in the colour of the label inside.
+ * @param {CanvasRenderingContext2D} context @param {Outline} outline
+ * @param {number} size @param {number} scale @param {number} ratio
+ */
 function drawOutline(context, outline, size, scale, ratio) {
   const { labels, colours, dashed, fill } = outline;
   context.lineWidth = (1.4 * ratio) / scale;
@@ -129,12 +139,19 @@ function drawOutline(context, outline, size, scale, ratio) {
   context.setLineDash([]);
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} x0 @param {number} y0 @param {number} x1 @param {number} y1
+ */
 function segment(context, x0, y0, x1, y1) {
   context.moveTo(x0, y0);
   context.lineTo(x1, y1);
 }
 
-/** The more a cell adds to the distance, the more it is tinted. */
+/**
+ * The more a cell adds to the distance, the more it is tinted.
+ * @param {CanvasRenderingContext2D} context @param {NonNullable<Scene["heat"]>} heat @param {number} size
+ */
 function drawHeat(context, heat, size) {
   const grid = facts.grid;
   const cell = size / grid;
@@ -145,6 +162,10 @@ function drawHeat(context, heat, size) {
   }
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context @param {Uint16Array} codes
+ * @param {number} size @param {number} scale @param {number} ratio
+ */
 function drawCodes(context, codes, size, scale, ratio) {
   const grid = facts.grid;
   const cell = size / grid;
@@ -161,6 +182,10 @@ function drawCodes(context, codes, size, scale, ratio) {
   }
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context @param {NonNullable<Scene["cursor"]>} cursor
+ * @param {number} scale @param {number} ratio
+ */
 function drawCursor(context, cursor, scale, ratio) {
   context.lineWidth = ratio / scale;
   context.strokeStyle = "#e4eef7";
@@ -169,15 +194,21 @@ function drawCursor(context, cursor, scale, ratio) {
   context.stroke();
 }
 
-/** Narrows or widens, and moves, the window of grey values. */
+/**
+ * Narrows or widens, and moves, the window of grey values.
+ * @param {Sight} view @param {number} width @param {number} level
+ */
 export function window_(view, width, level) {
   const centre = (view.low + view.high) / 2 + level;
   const half = Math.max(0.01, ((view.high - view.low) / 2) * (1 + width));
   [view.low, view.high] = [centre - half, centre + half];
 }
 
-/** Zooms so that the point (x, y), in pixels of the image, stays where it is. */
-export function zoomAt(view, factor, x, y) {
+/**
+ * Zooms so that a point of the image stays where it is.
+ * @param {Sight} view @param {number} factor @param {Point} point
+ */
+export function zoomAt(view, factor, { x, y }) {
   const zoom = Math.min(16, Math.max(1, view.zoom * factor));
   const moved = view.zoom / zoom;
   view.x = zoom === 1 ? 0.5 : x / facts.size + (view.x - x / facts.size) * moved;
