@@ -17,7 +17,7 @@ from decomp_jax.evaluation.overlap import LabelOverlap, Relevances
 from decomp_jax.evaluation.scratch import map_blocks
 from decomp_jax.evaluation.slices import THUMBNAIL, SliceSet
 from decomp_jax.inference.decomposer import Decomposer
-from decomp_jax.inference.drawing import sketch_latents
+from decomp_jax.inference.sketch import sketch_latents
 from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast
 from decomp_jax.losses.latent import layout_target
 from decomp_jax.retrieval import Queries, codes, latents, relative, relevance

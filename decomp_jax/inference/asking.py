@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import fitting
-from decomp_jax.inference.drawing import region_weights, sketch_latents
+from decomp_jax.inference.sketch import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.preparation.scan import Scan, open_scan
