@@ -85,7 +85,7 @@ def _library(name: str) -> ModuleType:
         return __import__(name, fromlist=["*"])
     except ImportError as error:
         raise UserError(f"--to: needs {name.partition('.')[0]}, which isn't installed ({error}); "
-                        'pip install "decomp-jax[convert]"') from None
+                        'pip install -e ".[convert]"') from None
 
 
 def _npy_text(array: np.ndarray) -> str:

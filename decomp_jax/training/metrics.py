@@ -145,6 +145,6 @@ def _open_tensorboard(workdir: Path) -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "--config.train.tensorboard: needs tensorboardX; pip install 'decomp-jax[tensorboard]'"
+            "--config.train.tensorboard: needs tensorboardX; pip install -e '.[tensorboard]'"
         ) from error
     return SummaryWriter(str(workdir / "tensorboard"))
