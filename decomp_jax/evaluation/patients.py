@@ -256,6 +256,7 @@ def _farthest(distance: Float[np.ndarray, "s v"]) -> Float[np.ndarray, "s 1"]:
 
 
 def by_nearest_slice(patients: PatientSearch, target: str) -> Distances:
+    """By the least distance of two slices; patients without a hit come last."""
     least = np.full(patients.excluded.shape, np.finfo(np.float32).max)
     for line, (hit, distance) in zip(least, patients.slice_hits(target)):
         np.minimum.at(line, hit[hit >= 0], distance[hit >= 0])
@@ -276,6 +277,8 @@ def by_mean(vectors: Callable[[SliceSet, str], np.ndarray]) -> Builder:
 
 
 def by_histogram(patients: PatientSearch, target: str) -> Distances:
+    """By L1 of the shares of cells that take each code, summed over paths."""
+
     def histogram(stack: Stack, path: str) -> np.ndarray:
         bank = stack.slices.bank
         indices, size = getattr(bank, f"{path}_indices"), len(getattr(bank, f"{path}_codebook"))
@@ -316,6 +319,7 @@ def by_truth(kind: str) -> Builder:
 
 
 def by_chance(patients: PatientSearch, _: str) -> Distances:
+    """In random order, the same in every run of a seed."""
     return patients.search.random.random(patients.excluded.shape)
 
 
@@ -378,6 +382,7 @@ def methods(search: Search) -> dict[str, Method]:
 
 
 def by_features(name: str) -> Builder:
+    """By the squared L2 of given vectors, mean over a patient's slices."""
     mean = by_mean(lambda slices, _: slices.features[name])
     return lambda patients, _: mean(patients, "normal")
 

@@ -133,8 +133,9 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
     sources = [source for source in sources if source[0] is not None]
     for flag, (path, index, _) in zip(("--slice", "--lesion_slice"), sources):
         if (index is None) != (decomposer.settings.foreground == FOREGROUND):
-            raise UserError(f"{flag}: the network was trained on pictures; leave the slice of {path} out" if index is not None
-                            else f"{flag}: the network was trained on scans; name the slice of {path}, from the feet up")
+            cure = (f"on pictures; leave the slice of {path} out" if index is not None
+                    else f"on scans; name the slice of {path}, from the feet up")
+            raise UserError(f"{flag}: the network was trained {cure}")
     scans = [_open(*source, decomposer) for source in sources]
     sketch, region = _read_drawings(question, decomposer, scans[0] if scans else None)
     images, lesions, points = None, None, {}

@@ -133,7 +133,8 @@ def lines_up_to(path: Path, step: float) -> list[dict[str, float]]:
     lines = []
     for text in path.read_text(errors="replace").splitlines():
         try:
-            if (line := json.loads(text))["step"] <= step and all(type(value) in (int, float) for value in line.values()):
+            line = json.loads(text)
+            if line["step"] <= step and all(type(value) in (int, float) for value in line.values()):
                 lines.append(line)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             continue
