@@ -39,8 +39,8 @@ def parse_args() -> argparse.Namespace:
                 _add_adapt):
         command = add(commands)
         command.add_argument("--verify", action="store_true",
-                             help="read all of --data, --bank and --queries first, and compare all checksums; without it "
-                                  "those of rows and of what is read")
+                             help="read all of --data, --bank and --queries first, and compare all checksums; without "
+                                  "it those of rows and of what is read")
         processes.add_flags(command)
     return parser.parse_args()
 
@@ -67,8 +67,8 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     command.add_argument("--exclude_same_patient", action="store_true", help="never return the query's own patient")
     command.add_argument("--one_per_patient", action="store_true", help="at most one hit a patient")
     command.add_argument("--relative", action="store_true",
-                         help="distances relative to the lengths of both codes: 0 is the same, 1 nothing alike (default: "
-                              "squared L2)")
+                         help="distances relative to the lengths of both codes: 0 is the same, 1 nothing alike "
+                              "(default: squared L2)")
     command.add_argument("--level", choices=("slice", "patient"), default="slice",
                          help="search for slices, or for the patients nearest to each patient (default: %(default)s)")
     _add_within(command)
@@ -80,19 +80,20 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     command.add_argument("--workdir", type=Path, required=True, help="the run whose network made the bank")
     command.add_argument("--bank", type=Path, required=True, help="the images searched")
     command.add_argument("--image", type=Path,
-                         help="NIfTI scan or folder of a DICOM series, with --slice, or picture (PNG, JPEG, DICOM, ...)")
+                         help="NIfTI scan or folder of a DICOM series, with --slice, or picture (PNG, JPEG, DICOM)")
     command.add_argument("--slice", type=int, dest="slice_index",
-                         help="slice of the scan, and of drawings that are volumes, from the feet up (coronal: from the "
-                              "back, sagittal: from the left)")
+                         help="slice of the scan, and of drawings that are volumes, from the feet up (coronal: from "
+                              "the back, sagittal: from the left)")
     command.add_argument("--mask", type=Path, help="mask of the brain, if the scan is of a whole head")
     command.add_argument("--lesion_from", type=Path,
                          help="scan or picture whose lesion is searched with the anatomy of --image")
     command.add_argument("--lesion_slice", type=int, help="slice of --lesion_from")
     command.add_argument("--lesion_mask", type=Path, help="mask of the brain of --lesion_from")
     command.add_argument("--sketch", type=Path, metavar="FILE",
-                         help="label map of a lesion, searched in place of the image's (PNG, .npy, NIfTI); of the size of "
-                              "the image's slices it lies on these, of any other it fills the field")
-    command.add_argument("--region", type=Path, metavar="FILE", help="mask of the part of the image that counts, likewise")
+                         help="label map of a lesion, searched in place of the image's (PNG, .npy, NIfTI); of the size "
+                              "of the image's slices it lies on these, of any other it fills the field")
+    command.add_argument("--region", type=Path, metavar="FILE",
+                         help="mask of the part of the image that counts, likewise")
     command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
     command.add_argument("--weight", type=float, metavar="W",
                          help="share of the lesion in a search by both, 0 to 1 (default: 0.5)")
@@ -100,8 +101,8 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
                          help="rows of the bank that hits should be like, as 3,17; their patients are left out")
     command.add_argument("--unlike", type=_rows, default=(), metavar="ROWS", help="rows that they should not be like")
     command.add_argument("--codes", action="store_true",
-                         help="compare codes with codes by squared L2, as the paper does (default: what is asked is not "
-                              "quantised, and distances are relative: 0 is the same, 1 nothing alike)")
+                         help="compare codes with codes by squared L2, as the paper does (default: what is asked is "
+                              "not quantised, and distances are relative: 0 is the same, 1 nothing alike)")
     command.add_argument("--one_per_patient", action="store_true", help="at most one slice a patient")
     command.add_argument("--level", choices=("slice", "patient"), default="slice",
                          help="rank slices, or patients by all slices of the scan (default: %(default)s)")
@@ -170,8 +171,8 @@ def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     command.add_argument("--workdir", type=Path, required=True, help="the run: its newest checkpoint is used")
     command.add_argument("--data", type=Path, required=True, help="the data set it was trained on")
     command.add_argument("--report", type=Path, required=True, action="append", dest="reports",
-                         help="a report of it, whose numbers the model card takes; may be repeated. Of the first one it "
-                              "takes the pictures of failures, too")
+                         help="a report of it, whose numbers the model card takes; may be repeated. Of the first one "
+                              "it takes the pictures of failures, too")
     command.add_argument("--out", type=Path, required=True,
                          help="directory to be made; stands for a run wherever one is read")
     return command

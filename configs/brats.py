@@ -1,7 +1,7 @@
 """The full model for BraTS slices of 256x256.
 
-    python train.py --config=configs/brats.py --workdir=RUN --config.data.dir=DATA          what we recommend
-    python train.py --config=configs/brats.py:paper --workdir=RUN --config.data.dir=DATA    the paper's method as printed
+    python train.py --config=configs/brats.py --workdir=RUN --config.data.dir=DATA          # what we recommend
+    python train.py --config=configs/brats.py:paper --workdir=RUN --config.data.dir=DATA    # the paper's, as printed
 
 Other names, and how they combine: `configs/presets.py`.
 """
@@ -17,6 +17,6 @@ RECOMMENDED = Config()
 
 def get_config(name: str = "recommended") -> ConfigDict:
     if name == "paper":  # Appendix D; `paper` at another size keeps that size's batch and steps
-        paper = presets.compose(RECOMMENDED, name)
-        return paper.replace({"model.dtype": "float32", "train.batch_size": 240, "train.epochs": 300.0}).to_config_dict()
+        printed = {"model.dtype": "float32", "train.batch_size": 240, "train.epochs": 300.0}
+        return presets.compose(RECOMMENDED, name).replace(printed).to_config_dict()
     return presets.get_config(RECOMMENDED, name)

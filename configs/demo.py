@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from configs import presets
 from decomp_jax.config import AugmentConfig, Config, ModelConfig, TrainConfig
 
-# Half the paper's code size and four times its codes: on so small an image it is quantisation that costs the normal code
-# its last few hundredths of Dice. An encoder as wide as the decoders is an eighth of a step's cost and limits detection,
-# so that it is twice as wide and looks at single pixels. No rotation and scaling: resampling smooths pixels of 4 mm, and
-# the network would never see the noise of the images that it is to judge.
+# Half the paper's code size and four times its codes: on so small an image it is quantisation that costs the normal
+# code its last few hundredths of Dice. An encoder as wide as the decoders is an eighth of a step's cost and limits
+# detection, so that it is twice as wide and looks at single pixels. No rotation and scaling: resampling smooths pixels
+# of 4 mm, and the network would never see the noise of the images that it is to judge.
 RECOMMENDED = Config(
     model=ModelConfig(
         widths=(16, 32, 64),

@@ -1,7 +1,7 @@
 """Presets as data, for a network of any size: the paper's method, a sane reading of it, and ours in single steps.
 
-A preset is the `recommended` settings of a size (`configs/demo.py`, `configs/brats.py`) with other values for some of them,
-named as on the shell. Names are joined by "+":
+A preset is the `recommended` settings of a size (`configs/demo.py`, `configs/brats.py`) with other values for some of
+them, named as on the shell. Names are joined by "+":
 
     recommended                     all additions
     paper                           as printed

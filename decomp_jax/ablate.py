@@ -4,9 +4,9 @@
         --variants=recommended,no_layout,paper_sane+nothing --seeds=0,1,2 --jobs=2 --config.train.steps=1000
 
 A variant is what may stand behind the colon of --config=configs/demo.py:VARIANT (configs/presets.py); the first is what
-the others are compared with. Any `--config.` flag goes to all of them. Each leaves its run and train.log in DIR/VARIANT,
-or DIR/VARIANT-SEED, and the comparison is in DIR. The same command goes on where a stopped one ended: finished runs are
-taken as they are. Start it in the repository's folder.
+the others are compared with. Any `--config.` flag goes to all of them. Each leaves its run and train.log in
+DIR/VARIANT, or DIR/VARIANT-SEED, and the comparison is in DIR. The same command goes on where a stopped one ended:
+finished runs are taken as they are. Start it in the repository's folder.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The settings of a run. `configs/*.py` hand out ConfigDicts of these fields; programs turn them at once into dataclasses."""
+"""The settings of a run. `configs/*.py` hand out ConfigDicts of these fields; programs turn them into dataclasses."""
 
 import dataclasses
 import functools
@@ -73,7 +73,8 @@ class ModelConfig:
     """The network.
 
     Attributes:
-        widths: encoder channels at full, half, quarter ... resolution (Table A.1); the code grid is size / 2^len(widths).
+        widths: encoder channels at full, half, quarter ... resolution (Table A.1); the code grid is
+            size / 2^len(widths).
         encoder_widening: the encoder has this many times `widths` channels, the decoders `widths` (1 in the paper).
         full_resolution_block: the encoder has a residual block before its first average pool (none in the paper, so
             that nothing but a linear filter sees single pixels).
@@ -306,6 +307,8 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    """All settings; the defaults are those of `configs/brats.py`."""
+
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -396,10 +399,11 @@ def _check(config: Config) -> None:
         raise UserError(f"--config.model.own_blocks={model.own_blocks}: must be below the number of widths, and "
                         f"--config.model.widths={','.join(map(str, model.widths))} are {len(model.widths)}")
     if not _trained_one_way(config):
-        raise UserError(f"--config.model.codebook_decay={model.codebook_decay}: must be between 0 and 1, or 0 with weights of "
-                        "objective.codebook_normal and codebook_abnormal, which a decay does without")
+        raise UserError(f"--config.model.codebook_decay={model.codebook_decay}: must be between 0 and 1, or 0 with "
+                        "weights of objective.codebook_normal and codebook_abnormal, which a decay does without")
     if model.nothing_threshold == 0 and (config.objective.nothing.weight or config.objective.layout.weight):
-        raise UserError("--config.model.nothing_threshold=0.0: must be above 0 where objective.nothing or layout have a weight")
+        raise UserError("--config.model.nothing_threshold=0.0: must be above 0 where objective.nothing or layout have "
+                        "a weight")
 
 
 def _between(low: float, high: float) -> str:

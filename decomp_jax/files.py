@@ -19,7 +19,9 @@ from decomp_jax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What NumPy raises for a file that is no .npy file or has a damaged header.
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, SyntaxError, tokenize.TokenError)
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, SyntaxError, tokenize.TokenError,
+)
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -154,4 +156,5 @@ def in_use(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def no_space(path: str | os.PathLike, reason: str) -> UserError:
+    """What to raise where `path` could not be written for want of space."""
     return UserError(f"{path}: {reason}; make room there and give the same command again")

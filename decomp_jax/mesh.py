@@ -51,6 +51,7 @@ def describe_devices() -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 

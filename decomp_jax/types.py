@@ -80,4 +80,5 @@ class CodebookStats:
 
     @classmethod
     def zeros(cls, size: int, dim: int) -> Self:
+        """Of K = `size` codes of D = `dim` channels, none used yet."""
         return cls(jnp.zeros(size), jnp.zeros((size, dim)))

@@ -71,8 +71,8 @@ class SliceDataset:
         self._open = functools.lru_cache(_OPEN_FILES)(functools.partial(open, mode="rb", buffering=0))
         slices = sum(manifest["splits"][split]["slices"] for split in splits)
         if not len(self) == len(self.rows) == slices:
-            raise UserError(f"{data_dir}: split {', '.join(splits)} has {len(self)} records, {len(self.rows)} rows and, by "
-                            f"manifest.json, {slices} slices; copy or prepare the data again")
+            raise UserError(f"{data_dir}: split {', '.join(splits)} has {len(self)} records, {len(self.rows)} rows "
+                            f"and, by manifest.json, {slices} slices; copy or prepare the data again")
         for split in splits:
             _check_sum(data_dir / f"rows-{split}.npy", manifest["files"])
 
@@ -161,8 +161,8 @@ def _count_records(path: Path, record_bytes: int, end: str | None) -> int:
     if rest:
         raise UserError(f"{path}: cut short; copy or prepare the data again")
     if end not in (None, found):
-        raise UserError(f"{path}: its last record is not the one that was prepared, so that it is damaged or another data "
-                        "set's; copy or prepare the data again")
+        raise UserError(f"{path}: its last record is not the one that was prepared, so that it is damaged or another "
+                        "data set's; copy or prepare the data again")
     return count
 
 
@@ -177,8 +177,8 @@ def _check_sum(path: Path, checksums: dict[str, str], name: str = "") -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != checksums.get(name or path.name):
-        raise UserError(f"{path}: checksum is not the one in manifest.json, so that it is damaged, edited or another data "
-                        "set's; copy or prepare the data again")
+        raise UserError(f"{path}: checksum is not the one in manifest.json, so that it is damaged, edited or another "
+                        "data set's; copy or prepare the data again")
 
 
 def verify(data_dir: str | Path) -> None:

@@ -102,11 +102,13 @@ class Settings:
         return {name: value for name, value in self.to_json().items() if name in PREPROCESSING}
 
     def to_json(self) -> dict[str, Any]:
+        """For JSON; younger settings are left out where they have the value that older data have."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in YOUNGER or value != YOUNGER[name]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Settings":
+        """From what `to_json` gave, of this version or an older one."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 

@@ -125,7 +125,7 @@ def choose_examples(query: SliceSet) -> Integer[np.ndarray, "n"]:
 
 
 def choose_failures(query: SliceSet) -> Integer[np.ndarray, "n"]:
-    """The largest lesions drawn where there is none, and the largest of which nothing is drawn; one a patient of each."""
+    """The largest lesions drawn where there is none, and the largest of which none is drawn; one a patient of each."""
     drawn = np.where(query.lesion, 0, query.predicted_area)
     missed = np.where(query.predicted_area > 0, 0, query.lesion_area)
     return np.concatenate([_largest(values, query.rows["patient_id"]) for values in (drawn, missed)])

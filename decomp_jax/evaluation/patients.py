@@ -16,7 +16,6 @@ from decomp_jax.evaluation.rankers import Search, latent_queries, relative_queri
 from decomp_jax.evaluation.scores import NamedScores, Scores
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.evaluation.tables import Summary, Table
-from decomp_jax.preparation.field import FIELD_MM
 from decomp_jax.retrieval import relevance
 from decomp_jax.retrieval.bank import WITHIN_MM
 from decomp_jax.retrieval.statistics import Bootstrap
@@ -37,6 +36,8 @@ class Stack:
 
     Attributes:
         ids: of the patients, sorted.
+        heights: of the slices, mm.
+        pixel: side of a pixel of the label maps, mm.
         rows: of each patient, its slices from the feet up.
     """
 
@@ -44,6 +45,7 @@ class Stack:
         self.slices = slices
         self.ids, patient = np.unique(slices.rows["patient_id"], return_inverse=True)
         self.heights = slices.rows["position_mm"].astype(float)
+        self.pixel = slices.dataset.settings.field_mm / slices.label.shape[1]
         order = np.lexsort((self.heights, patient))
         self.rows = np.split(order, np.flatnonzero(np.diff(patient[order])) + 1)
 
@@ -62,16 +64,14 @@ class Stack:
 
     def volume_and_centroid(self, labels: UInt8[np.ndarray, "n s s"]) -> Float[np.ndarray, "p 4"]:
         """Radius of the ball of the lesion's volume, and the lesion's centroid, all in mm; NaN without a lesion."""
-        pixel = FIELD_MM / labels.shape[1]
-
         def measure(rows: np.ndarray) -> np.ndarray:
             mask = labels[rows] > 0
             areas = mask.sum((1, 2))
             if not areas.any():
                 return np.full(4, np.nan)
-            gap = np.median(np.diff(self.heights[rows])) if len(rows) > 1 else pixel
-            radius = (3 / (4 * np.pi) * areas.sum() * pixel**2 * gap) ** (1 / 3)
-            inside = pixel * np.argwhere(mask)[:, 1:].mean(0)
+            gap = np.median(np.diff(self.heights[rows])) if len(rows) > 1 else self.pixel
+            radius = (3 / (4 * np.pi) * areas.sum() * self.pixel**2 * gap) ** (1 / 3)
+            inside = self.pixel * np.argwhere(mask)[:, 1:].mean(0)
             return np.array([radius, np.average(self.heights[rows], weights=areas), *inside])
 
         return self.gather(measure)
@@ -218,7 +218,7 @@ def _to_the_middle(stack: Stack, spacing: float) -> Integer[np.ndarray, "p 3"]:
     """Planes, rows and columns that bring the centroids of the lesions to one place."""
     size = stack.slices.label.shape[1]
     _, height, *inside = stack.volume_and_centroid(stack.slices.label).T
-    planes = np.stack([-height / spacing, *(size // 2 - place * size / FIELD_MM for place in inside)], axis=1)
+    planes = np.stack([-height / spacing, *(size // 2 - place / stack.pixel for place in inside)], axis=1)
     return np.floor(np.nan_to_num(planes) + 0.5).astype(int)
 
 
@@ -256,6 +256,7 @@ def _farthest(distance: Float[np.ndarray, "s v"]) -> Float[np.ndarray, "s 1"]:
 
 
 def by_nearest_slice(patients: PatientSearch, target: str) -> Distances:
+    """By the least distance of two slices; patients without a hit come last."""
     least = np.full(patients.excluded.shape, np.finfo(np.float32).max)
     for line, (hit, distance) in zip(least, patients.slice_hits(target)):
         np.minimum.at(line, hit[hit >= 0], distance[hit >= 0])
@@ -276,6 +277,8 @@ def by_mean(vectors: Callable[[SliceSet, str], np.ndarray]) -> Builder:
 
 
 def by_histogram(patients: PatientSearch, target: str) -> Distances:
+    """By L1 of the shares of cells that take each code, summed over paths."""
+
     def histogram(stack: Stack, path: str) -> np.ndarray:
         bank = stack.slices.bank
         indices, size = getattr(bank, f"{path}_indices"), len(getattr(bank, f"{path}_codebook"))
@@ -297,7 +300,8 @@ def by_volume(labels: str) -> Builder:
         query, reference = (
             stack.volume_and_centroid(getattr(stack.slices, labels)) for stack in (patients.query, patients.reference)
         )
-        middle = np.nan_to_num([0, *np.nanmean(reference[:, 1:], axis=0)])
+        places = reference[~np.isnan(reference[:, 0]), 1:]
+        middle = [0, *(places.mean(0) if len(places) else np.zeros(3))]
         query, reference = (np.where(np.isnan(values), middle, values) for values in (query, reference))
         return ((query[:, None] - reference) ** 2).sum(2)
 
@@ -315,6 +319,7 @@ def by_truth(kind: str) -> Builder:
 
 
 def by_chance(patients: PatientSearch, _: str) -> Distances:
+    """In random order, the same in every run of a seed."""
     return patients.search.random.random(patients.excluded.shape)
 
 
@@ -377,6 +382,7 @@ def methods(search: Search) -> dict[str, Method]:
 
 
 def by_features(name: str) -> Builder:
+    """By the squared L2 of given vectors, mean over a patient's slices."""
     mean = by_mean(lambda slices, _: slices.features[name])
     return lambda patients, _: mean(patients, "normal")
 

@@ -17,7 +17,7 @@ from decomp_jax.evaluation.overlap import LabelOverlap, Relevances
 from decomp_jax.evaluation.scratch import map_blocks
 from decomp_jax.evaluation.slices import THUMBNAIL, SliceSet
 from decomp_jax.inference.decomposer import Decomposer
-from decomp_jax.inference.drawing import sketch_latents
+from decomp_jax.inference.sketch import sketch_latents
 from decomp_jax.losses.cells import cell_means, class_fractions, local_contrast
 from decomp_jax.losses.latent import layout_target
 from decomp_jax.retrieval import Queries, codes, latents, relative, relevance
@@ -47,6 +47,7 @@ class Search:
 
     @property
     def depth(self) -> int:
+        """Hits ranked for each query."""
         return min(DEPTH, len(self.reference))
 
     @property
@@ -59,6 +60,7 @@ class Search:
 
     @functools.cached_property
     def overlap(self) -> LabelOverlap:
+        """Relevances by the true labels."""
         return LabelOverlap(self.query, self.reference, self.settings)
 
     @functools.cached_property
@@ -67,9 +69,11 @@ class Search:
 
     @functools.cached_property
     def components(self) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p k"]]:
+        """Mean and principal components of the references' thumbnails."""
         return principal_components(self.reference.thumbnail, self.random)
 
     def noise(self, queries: Integer[np.ndarray, "q"]) -> Float[np.ndarray, "q r"]:
+        """Uniform in [0, 1), for order by chance; other numbers at each call."""
         return self.random.random((len(queries), len(self.reference)))
 
     def excluded(self, queries: Integer[np.ndarray, "q"]) -> Bool[np.ndarray, "q r"]:
@@ -242,6 +246,8 @@ def by_predicted_labels(search: Search, queries: Integer[np.ndarray, "q"]) -> Fl
 
 
 def by_labels(oracle: str) -> Builder:
+    """By the true labels: an entry of `ORACLES`."""
+
     def build(search: Search) -> Ranker | None:
         return (lambda block: block.ideal[oracle]) if ORACLES[oracle][0] in search.overlap.targets else None
 
@@ -280,6 +286,7 @@ def principal_components(
 
 
 def projections(search: Search, slices: SliceSet) -> Features:
+    """The slices' thumbnails on the references' principal components."""
     mean, components = search.components
 
     def project(images: Float[np.ndarray, "b t t c"]) -> Features:
@@ -306,7 +313,7 @@ def contrast_bytes(search: Search, slices: SliceSet) -> Features:
 
 
 def predicted_layout(search: Search, slices: SliceSet) -> Features:
-    """What the layout term draws the abnormal code to, of the predicted labels: a segmentation network without codes."""
+    """What the layout term draws the abnormal code to, of the predicted labels: a segmentation without codes."""
     grid, classes = search.query.bank.grid[0], len(search.settings.lesion_classes)
 
     def layout(label: UInt8[np.ndarray, "b s s"]) -> Features:
@@ -354,7 +361,8 @@ METHODS = {
     ),
     "normal_relative": Method(
         "normal code, relative distance", CODES,
-        "The same relative to the lengths of both, as queries of this program are ranked: 0 is the same, 1 nothing alike.",
+        "The same relative to the lengths of both, as queries of this program are ranked: 0 is the same, 1 nothing "
+        "alike.",
         by_queries(relative_queries("normal")),
     ),
     "abnormal_relative": Method(
@@ -362,11 +370,13 @@ METHODS = {
         by_queries(relative_queries("abnormal")),
     ),
     "both_relative": Method(
-        "both codes, relative distance", CODES, "The same for both.", by_queries(relative_queries("normal", "abnormal")),
+        "both codes, relative distance", CODES, "The same for both.",
+        by_queries(relative_queries("normal", "abnormal")),
     ),
     "sketch": Method(
         "the true lesion, drawn", SKETCH,
-        "What the network would draw the query's true lesion to; no image is asked with.", by_sketch(lambda label: label),
+        "What the network would draw the query's true lesion to; no image is asked with.",
+        by_sketch(lambda label: label),
     ),
     "sketch_circle": Method(
         "one circle of one class", SKETCH,
@@ -413,7 +423,8 @@ METHODS = {
     ),
     "segmentation_layout": Method(
         "predicted lesion shares of each code cell, L2", NETWORK,
-        "The vectors that the layout term asks of the abnormal code, from the predicted labels: a segmentation without codes.",
+        "The vectors that the layout term asks of the abnormal code, from the predicted labels: a segmentation without "
+        "codes.",
         by_features(predicted_layout),
     ),
     "lesion_grid": Method(

@@ -178,6 +178,7 @@ def _summary(segmentation: Float[jax.Array, "n s s k"]) -> dict[str, jax.Array]:
 
 
 def lesion_side(label: UInt8[np.ndarray, "n s s"]) -> Integer[np.ndarray, "n"]:
+    """-1 or 1 for the half of each label map that has more of the lesion, left or right; 0 for neither."""
     half = label.shape[2] // 2
     left, right = ((side > 0).sum((1, 2), dtype=np.int64) for side in (label[:, :, :half], label[:, :, half:]))
     return np.sign(right - left)

@@ -38,6 +38,7 @@ class Summary:
     def average(
         cls, scores: dict[tuple[str, ...], Float[np.ndarray, "n"]], bootstrap: Bootstrap | PairBootstrap
     ) -> Self:
+        """Of scores of the bootstrap's slices (or pairs of slices)."""
         if not scores:
             return cls({}, {})
         means, resampled = bootstrap.macro(np.stack(list(scores.values()), axis=1))

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import fitting
-from decomp_jax.inference.drawing import region_weights, sketch_latents
+from decomp_jax.inference.sketch import region_weights, sketch_latents
 from decomp_jax.inference.slab import of_scan, slab_around
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
@@ -136,8 +136,9 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
     sources = [source for source in sources if source[0] is not None]
     for flag, (path, index, _) in zip(("--slice", "--lesion_slice"), sources):
         if (index is None) != (decomposer.settings.foreground == FOREGROUND):
-            raise UserError(f"{flag}: the network was trained on pictures; leave the slice of {path} out" if index is not None
-                            else f"{flag}: the network was trained on scans; name the slice of {path}, from the feet up")
+            cure = (f"on pictures; leave the slice of {path} out" if index is not None
+                    else f"on scans; name the slice of {path}, from the feet up")
+            raise UserError(f"{flag}: the network was trained {cure}")
     scans = [_open(*source, decomposer) for source in sources]
     sketch, region = _read_drawings(question, decomposer, scans[0] if scans else None)
     images, lesions, points = None, None, {}

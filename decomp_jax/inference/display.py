@@ -118,6 +118,7 @@ def label_key(figure: Figure, settings: Settings, *, anatomy: bool) -> None:
 
 
 def caption(row: np.void) -> str:
+    """Patient and slice of a bank's row, in two lines."""
     return f"{fitting(row['patient_id'])}\nslice {row['slice_index']}"
 
 
@@ -158,6 +159,7 @@ def _height(line: Sequence[Tile]) -> float:
 
 
 def in_lines(tiles: Sequence[Tile]) -> list[Sequence[Tile]]:
+    """Lines of at most `COLUMNS` tiles."""
     return [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
 
 

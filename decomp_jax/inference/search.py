@@ -71,10 +71,9 @@ def search_banks(
         normal=None if by == "abnormal" else queries.normal_indices[normal_rows],
         abnormal=None if by == "normal" else queries.abnormal_indices[abnormal_rows],
     )
-    hits = bank.search(
-        dataclasses.replace(asked, relative=relative), k=k, exclude=queries.rows["patient_id"][query_rows] if exclude_same_patient else None,
-        one_per_patient=one_per_patient, mesh=data_mesh(),
-    )
+    exclude = queries.rows["patient_id"][query_rows] if exclude_same_patient else None
+    hits = bank.search(dataclasses.replace(asked, relative=relative), k=k, exclude=exclude,
+                       one_per_patient=one_per_patient, mesh=data_mesh())
     if jax.process_index() == 0:
         write_hits(out, hits, bank.rows)
 

@@ -12,7 +12,9 @@ from jaxtyping import Array, Bool, Float
 LEAST_WINDOW = 1e-3
 
 
-def cell_means(image: Float[Array, "b s s c"], grid: int, parts: int = 1) -> Float[Array, "b {grid} {grid} {parts}**2*c"]:
+def cell_means(
+    image: Float[Array, "b s s c"], grid: int, parts: int = 1
+) -> Float[Array, "b {grid} {grid} {parts}**2*c"]:
     """Means of the parts x parts pieces into which each cell of the code grid is cut."""
     b, s, _, c = image.shape
     piece = s // (grid * parts)
@@ -63,7 +65,7 @@ def local_contrast(
 
 
 def structure_parts(code_dim: int, channels: int, cell_pixels: int) -> int:
-    """Pieces along a cell's side whose local contrast goes into its code: as many as half of the code's channels hold."""
+    """Pieces along a cell's side whose local contrast goes into its code: as many as half of its channels hold."""
     return min(2 ** int(math.log2(max(code_dim / (2 * channels), 1)) // 2), cell_pixels)
 
 

@@ -1,7 +1,7 @@
 """Terms on the segmentation (equations 4-5). Class 0 is background.
 
-The Dice terms are taken over the whole batch, where classes that are absent from one image are present in another. Their
-value an image is its part in that: the mean over the batch is the term.
+The Dice terms are taken over the whole batch, where classes that are absent from one image are present in another.
+Their value an image is its part in that: the mean over the batch is the term.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """The table of terms: each a function of what the network gave and what it should have given to a value an image.
 
-A term's settings, its weight and constants, are its entry in `ObjectiveConfig`. The paper's terms name their equation; the
-others are additions of this repository (docs/network.md).
+A term's settings, its weight and constants, are its entry in `ObjectiveConfig`. The paper's terms name their equation;
+the others are additions of this repository (docs/network.md).
 """
 
 import dataclasses
@@ -42,10 +42,12 @@ class Context:
 
     @functools.cached_property
     def onehot(self) -> Float[Array, "b s s k"]:
+        """The true label, background first."""
         return jax.nn.one_hot(self.targets.label, self.outputs.seg_logits.shape[-1])
 
     @functools.cached_property
     def probs(self) -> Float[Array, "b s s k"]:
+        """The predicted probabilities, background first."""
         return jax.nn.softmax(self.outputs.seg_logits)
 
     @functools.cached_property
@@ -55,10 +57,12 @@ class Context:
 
     @functools.cached_property
     def lesion_fraction(self) -> Float[Array, "b h w"]:
+        """f: share of each cell's pixels with a lesion."""
         return self.class_fractions.sum(-1)
 
     @functools.cached_property
     def lesion_cells(self) -> Float[Array, "b h w"]:
+        """1 in the cells that the abnormal codes learn from (`cells.lesion_cells`), else 0."""
         cells = lesion_cells(self.lesion_fraction, self.lesion_cell, nothing=self.nothing)
         return cells.astype(jnp.float32)
 

@@ -15,6 +15,7 @@ def he_init(gain: float = 1.0) -> nn.initializers.Initializer:
 
 
 def activation(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Leaky ReLU; the paper doesn't say which activation it takes."""
     return nn.leaky_relu(x, 0.2)
 
 

@@ -1,8 +1,8 @@
 """Convolutions that are cheaper than their definition, and equal to it within rounding.
 
-One between two resolutions is a single convolution with a kernel one tap wider, of stride 2 or its transpose: a 3x3 takes
-16/36 of the multiplications, and the image at the higher resolution is never made. (Average pooling adds up neighbours
-after the convolution; the sum moves into the kernel. Upsampling is its transpose, four times.)
+One between two resolutions is a single convolution with a kernel one tap wider, of stride 2 or its transpose: a 3x3
+takes 16/36 of the multiplications, and the image at the higher resolution is never made. (Average pooling adds up
+neighbours after the convolution; the sum moves into the kernel. Upsampling is its transpose, four times.)
 
 One of few channels is made wide on CPUs: XLA hands its fast CPU kernels only convolutions of 32 channels.
 """
@@ -24,7 +24,9 @@ Pooled = Float[Array, "b h//2 w//2 o"]
 Upsampled = Float[Array, "b 2*h 2*w o"]
 
 
-def convolve(x: Image, kernel: Kernel, strides: Sequence[int] = (1, 1), padding: str = "SAME", **options: Any) -> Result:
+def convolve(
+    x: Image, kernel: Kernel, strides: Sequence[int] = (1, 1), padding: str = "SAME", **options: Any
+) -> Result:
     """Stride 1, padded with zeros to the same size. Serves as `nn.Conv(conv_general_dilated=...)`."""
     _require_plain(strides, padding, options)
     fold = CPU_CHANNELS // max(kernel.shape[2:])
@@ -55,7 +57,7 @@ def _transposed(kernel: Kernel) -> Float[Array, "k l o i"]:
 
 
 def _upsample_and_convolve_backward(saved: tuple[Image, Kernel], gradient: Upsampled) -> tuple[Image, Kernel]:
-    """As that of `convolve_and_pool`, with image and gradient exchanged: XLA's own for a transpose is 30 times slower."""
+    """As of `convolve_and_pool`, with image and gradient exchanged: XLA's own for a transpose is 30 times slower."""
     x, kernel = saved
     of_x, of_kernel = jax.vjp(lambda kernel: convolve_and_pool(gradient, _transposed(kernel)), kernel)
     return of_x, *of_kernel(x)

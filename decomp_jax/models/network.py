@@ -70,6 +70,7 @@ class DecompositionNet(nn.Module):
         return Outputs(latents, codes, seg_logits, x_plus, x_minus)
 
     def encode(self, image: Float[Array, "b s s c"], *, train: bool) -> Latents:
+        """z_e of both paths."""
         return Latents(*self.encoder(image, train=train))
 
     def codebooks(self) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
@@ -77,11 +78,13 @@ class DecompositionNet(nn.Module):
         return self.normal_codebook, self.abnormal_codebook
 
     def quantize(self, latents: Latents) -> Codes:
+        """Nearest codes of both paths; abnormal cells below the threshold take code 0 where "nothing" is in use."""
         normal_codebook, abnormal_codebook = self.codebooks()
         normal_indices = vq.nearest_code(latents.normal, normal_codebook)
         if self.config.nothing_threshold:
             lesion_indices = 1 + vq.nearest_code(latents.abnormal, abnormal_codebook[1:])
-            abnormal_indices = jnp.where(vq.is_finding(latents.abnormal, self.config.nothing_threshold), lesion_indices, 0)
+            finding = vq.is_finding(latents.abnormal, self.config.nothing_threshold)
+            abnormal_indices = jnp.where(finding, lesion_indices, 0)
         else:
             lesion_indices = abnormal_indices = vq.nearest_code(latents.abnormal, abnormal_codebook)
         z_q_normal = vq.lookup(normal_indices, normal_codebook)

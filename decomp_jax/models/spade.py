@@ -18,6 +18,7 @@ def masked_logits(logits: Float[Array, "b h w s"]) -> Float[Array, "b h w s-1"]:
 
 
 def resize_nearest(layout: Float[Array, "b h w s"], size: int) -> Float[Array, "b {size} {size} s"]:
+    """A smaller layout by nearest neighbour; its side must be a multiple of `size`."""
     step = layout.shape[1] // size
     return layout[:, step // 2 :: step, step // 2 :: step]
 

@@ -34,6 +34,7 @@ def is_finding(z_e: Float[Array, "*n d"], threshold: float) -> Bool[Array, "*n"]
 
 
 def lookup(indices: Int[Array, "*n"], codebook: Float[Array, "k d"]) -> Float[Array, "*n d"]:
+    """z_q: the codebook's rows of these indices."""
     return codebook[indices]
 
 
@@ -45,7 +46,7 @@ def straight_through(z_e: Float[Array, "*n d"], z_q: Float[Array, "*n d"]) -> Fl
 def rotate_through(z_e: Float[Array, "*n d"], z_q: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """Value of z_q, gradient of the rotation and scaling that take z_e to z_q (Fifty et al. 2024, "rotation trick").
 
-    Where either is zero, as the "nothing" code is, no rotation is defined and the gradient is that of `straight_through`.
+    Where either is zero, as the "nothing" code is, no rotation is defined: the gradient is that of `straight_through`.
     """
     norm_e, norm_q = (jnp.linalg.norm(jax.lax.stop_gradient(z), axis=-1, keepdims=True) for z in (z_e, z_q))
     defined = (norm_e > 1e-6) & (norm_q > 1e-6)

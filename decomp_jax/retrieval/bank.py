@@ -85,6 +85,7 @@ class CodeBank:
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Height and width (h, w) of the code grid."""
         return self.normal_indices.shape[1:]
 
     def read(self, paths: Sequence[str], rows: slice, some: np.ndarray | slice) -> UInt16[np.ndarray, "n p"]:
@@ -251,7 +252,7 @@ class CodeBank:
     def contributions(
         self, queries: Queries, rows: Int[np.ndarray, "q k"]
     ) -> dict[str, Float64[np.ndarray, "q k h w"]]:
-        """What each cell of each hit adds to its distance, as `search` reports it, by path; 0 where a row is -1, no hit.
+        """What each cell of each hit adds to its distance, as `search` reports it, by path; 0 of no hit, row -1.
 
         Raises UserError if the queries don't fit, or a row is not the bank's.
         """
@@ -290,6 +291,7 @@ class CodeBank:
 
     @functools.cached_property
     def codebooks(self) -> dict[str, Float64[np.ndarray, "k d"]]:
+        """By path, in float64, as distances are computed."""
         return {path: getattr(self, f"{path}_codebook").astype(np.float64) for path in PATHS}
 
     def _index(self, paths: tuple[str, ...], mesh: Mesh | None) -> Index:
@@ -314,7 +316,7 @@ class BankWriter:
         meta: further keys of bank.json (model_digest, data_digest, preprocessing, ...).
 
     Raises:
-        UserError: if `out` exists, an argument doesn't fit, fewer or more than N rows are appended, or the disk is full.
+        UserError: `out` exists, an argument doesn't fit, fewer or more than N rows are appended, or the disk is full.
     """
 
     def __init__(

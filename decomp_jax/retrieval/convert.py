@@ -42,6 +42,7 @@ def convert(
 
 
 def write_parquet(bank: CodeBank, paths: tuple[str, ...], file: Path) -> None:
+    """Rows and indices of the paths as Parquet. Raises UserError without pyarrow."""
     pa, parquet = _library("pyarrow"), _library("pyarrow.parquet")
     kinds = {path: pa.list_(pa.uint16(), int(np.prod(bank.grid))) for path in paths}
     metadata = {"bank": json.dumps({**bank.meta, "grid": bank.grid})}
@@ -61,6 +62,7 @@ def write_parquet(bank: CodeBank, paths: tuple[str, ...], file: Path) -> None:
 
 
 def write_faiss(bank: CodeBank, paths: tuple[str, ...], file: Path) -> None:
+    """Codes of the paths as an IndexPQ. Raises UserError without FAISS, and for codebooks of different dimensions."""
     faiss = _library("faiss")
     codebooks, cells = [getattr(bank, f"{path}_codebook") for path in paths], int(np.prod(bank.grid))
     if len({codebook.shape[1] for codebook in codebooks}) > 1:
@@ -85,7 +87,7 @@ def _library(name: str) -> ModuleType:
         return __import__(name, fromlist=["*"])
     except ImportError as error:
         raise UserError(f"--to: needs {name.partition('.')[0]}, which isn't installed ({error}); "
-                        'pip install "decomp-jax[convert]"') from None
+                        'pip install -e ".[convert]"') from None
 
 
 def _npy_text(array: np.ndarray) -> str:

@@ -264,7 +264,8 @@ def _minima_by_products(codes: UInt16[Array, "n p"], lower: UInt8[Array, "q p k"
         return sums.reshape(-1, GROUP, len(lower)).min(1)
 
     blocks = codes.reshape(-1, BLOCK, codes.shape[1])
-    return (lax.map(minima, blocks, batch_size=BLOCKS).reshape(-1, len(lower)).T + middle * len(tables)).astype(jnp.int16)
+    least = lax.map(minima, blocks, batch_size=BLOCKS).reshape(-1, len(lower)).T
+    return (least + middle * len(tables)).astype(jnp.int16)
 
 
 def _minima_of_one(codes: DistinctCodes, lower: UInt8[Array, "t k"], lines: Int[Array, "1 p"], buckets: Buckets

@@ -174,4 +174,5 @@ def aligned(shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
 
 
 def chunks(size: int) -> Iterator[slice]:
+    """All of so many rows, `READ_AT_ONCE` at a time."""
     return (slice(start, start + READ_AT_ONCE) for start in range(0, size, READ_AT_ONCE))

@@ -55,7 +55,7 @@ class PatientHits(NamedTuple):
 
 
 class PatientIndex(NamedTuple):
-    """Slices of one path by patient and height; patients are padded to whole groups, each device's slices to whole blocks.
+    """Slices of one path by patient and height; patients are padded to whole groups, devices' slices to whole blocks.
 
     Attributes:
         codes: uint16 [n,p].

@@ -55,6 +55,7 @@ class Example:
 
     @property
     def quantised(self) -> bool:
+        """Whether the points are rows of the codebook, not vectors."""
         return self.points.ndim == 3
 
     def __len__(self) -> int:
@@ -174,7 +175,8 @@ def relative(queries: Queries) -> Queries:
 
 
 def contributions(
-    queries: Queries, indices: Mapping[str, Int[np.ndarray, "q k h w"]], codebooks: Mapping[str, Float[np.ndarray, "n d"]],
+    queries: Queries, indices: Mapping[str, Int[np.ndarray, "q k h w"]],
+    codebooks: Mapping[str, Float[np.ndarray, "n d"]],
 ) -> dict[str, Float[np.ndarray, "q k h w"]]:
     """What each cell of some codes adds to their distance from the queries, by path; all together is the distance.
 

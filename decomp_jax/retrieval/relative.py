@@ -4,10 +4,10 @@ A relative distance is a ratio r = D / M of two sums over cells: D is the distan
 
     M = sum over examples and cells of  |weight| * (||point||^2 + ||codebook[k]||^2)
 
-Lesion codes lie along how much of a cell the lesion takes, so that 1 - D / M is a Dice of two lesions, where D alone has a
-small lesion near to all others. Whether r <= t is whether D - t M <= 0, and D - t M is a query's table like any other. So a
-search for the k smallest D - t M either has a k-th ratio below t, the next t, or has found the k smallest ratios
-(Dinkelbach 1967). A few rounds do.
+Lesion codes lie along how much of a cell the lesion takes, so that 1 - D / M is a Dice of two lesions, where D alone
+has a small lesion near to all others. Whether r <= t is whether D - t M <= 0, and D - t M is a query's table like any
+other. So a search for the k smallest D - t M either has a k-th ratio below t, the next t, or has found the k smallest
+ratios (Dinkelbach 1967). A few rounds do.
 """
 
 from collections.abc import Callable, Sequence

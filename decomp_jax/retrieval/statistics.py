@@ -40,6 +40,7 @@ class Bootstrap:
 
     @classmethod
     def draw(cls, patient_ids: np.ndarray, *, samples: int = SAMPLES, seed: int = 0) -> Self:
+        """`patient_ids` [n] of the slices."""
         names, patient = np.unique(patient_ids, return_inverse=True)
         return cls(patient, _draw_counts(len(names), samples, seed))
 

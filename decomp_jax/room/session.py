@@ -14,7 +14,7 @@ from decomp_jax.data.schema import CHANNEL_ALIASES
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decoding, Decomposer
 from decomp_jax.inference.display import LESION_COLOURS, Display
-from decomp_jax.inference.drawing import region_weights, sketch_latents
+from decomp_jax.inference.sketch import region_weights, sketch_latents
 from decomp_jax.preparation.picture import FOREGROUND
 from decomp_jax.retrieval import CodeBank, Queries, by_examples, codes, latents, relative
 from decomp_jax.retrieval.queries import PATHS

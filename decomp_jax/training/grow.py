@@ -1,4 +1,4 @@
-"""A network for images of twice the size, from a trained one: one level more at full resolution, the code grid unchanged."""
+"""A network for images of twice the size, from a trained one: a level more at full resolution, the same code grid."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ def grows(small: ModelConfig, large: ModelConfig) -> bool:
 def grown(small: Mapping[str, Any], fresh: Mapping[str, Any], levels: int) -> dict[str, Any]:
     """Parameters, or statistics of batch normalisation, of the larger network.
 
-    Its levels take what the same level of the smaller network learnt, counted from the codes; the outermost blocks, which
-    see single pixels, stay outermost. Those of the level in between leave their input as it is: residuals of 0, a
+    Its levels take what the same level of the smaller network learnt, counted from the codes; the outermost blocks,
+    which see single pixels, stay outermost. Those of the level in between leave their input as it is: residuals of 0, a
     convolution that copies. So the larger network begins as the smaller one with finer eyes, and not with new ones.
     (The idea is Karras et al. 2018's; nothing is faded in.)
 

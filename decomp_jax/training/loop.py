@@ -38,7 +38,9 @@ from decomp_jax.training.step import compile_train_step
 from decomp_jax.training.validation import Validation
 
 # Settings that may change when a run goes on.
-FREE = tuple(f"--config.train.{name}" for name in ("checkpoint_every", "log_every", "eval_every", "eval_slices", "tensorboard"))
+FREE = tuple(
+    f"--config.train.{name}" for name in ("checkpoint_every", "log_every", "eval_every", "eval_slices", "tensorboard")
+)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -128,7 +130,8 @@ def _check_folder(run: Run) -> bool:
 def _require_same_run(run: Run) -> None:
     """Raises UserError if a process has other settings, data or code. Where its data are may differ."""
     require_equal({
-        **_settings(run.meta), "the content of --config.data.dir": run.dataset.digest, "the code's commit": run.meta["commit"]
+        **_settings(run.meta), "the content of --config.data.dir": run.dataset.digest,
+        "the code's commit": run.meta["commit"],
     })
 
 
@@ -211,7 +214,7 @@ def _settings(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters_of(workdir: str, config: ModelConfig, make: Callable[[], State]) -> dict[str, Any]:
-    """Parameters, statistics and codebooks of another run, for the states that `make` makes; a smaller network is grown.
+    """Parameters, statistics and codebooks of another run, for states that `make` makes; a smaller network is grown.
 
     The optimiser starts afresh.
     """
@@ -229,8 +232,8 @@ def _parameters_of(workdir: str, config: ModelConfig, make: Callable[[], State])
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(fresh)]:
             raise UserError(
                 f"--config.train.init_from={workdir}: its network has another shape; use the same config.model (or one "
-                f"level more, config.model.widths={(smaller.widths[0], *smaller.widths)}, for images of twice the size) "
-                "and data of as many classes and channels"
+                f"level more, config.model.widths={(smaller.widths[0], *smaller.widths)}, for images of twice the "
+                "size) and data of as many classes and channels"
             )
         found[name] = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
     return found

@@ -133,7 +133,8 @@ def lines_up_to(path: Path, step: float) -> list[dict[str, float]]:
     lines = []
     for text in path.read_text(errors="replace").splitlines():
         try:
-            if (line := json.loads(text))["step"] <= step and all(type(value) in (int, float) for value in line.values()):
+            line = json.loads(text)
+            if line["step"] <= step and all(type(value) in (int, float) for value in line.values()):
                 lines.append(line)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             continue
@@ -145,6 +146,6 @@ def _open_tensorboard(workdir: Path) -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "--config.train.tensorboard: needs tensorboardX; pip install 'decomp-jax[tensorboard]'"
+            "--config.train.tensorboard: needs tensorboardX; pip install -e '.[tensorboard]'"
         ) from error
     return SummaryWriter(str(workdir / "tensorboard"))

@@ -108,6 +108,7 @@ def update_codebooks(
 
 
 def codebook_metrics(outputs: Outputs, size: int) -> Metrics:
+    """Share of both codebooks' `size` codes that the batch uses, and the perplexity of their use."""
     metrics = {}
     for path in ("normal", "abnormal"):
         used, perplexity = vq.usage(getattr(outputs.codes, f"{path}_indices"), size)

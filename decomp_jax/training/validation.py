@@ -1,4 +1,4 @@
-"""A pass over the validation patients during training: the objective, segmentation and retrieval, without augmentation."""
+"""A pass over the validation patients during training: objective, segmentation and retrieval, not augmented."""
 
 import functools
 from collections.abc import Callable, Iterator

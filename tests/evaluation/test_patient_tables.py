@@ -1,5 +1,6 @@
 """Patients as volumes: Dice against MedPy, scores against scikit-learn, and what must hold of any ranking."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -104,6 +105,21 @@ def test_volume_and_centroid(query: SliceSet) -> None:
         z, y, x = ndimage.center_of_mass(volume > 0)
         np.testing.assert_allclose(centroid, [4 * z, 8 * y, 8 * x], rtol=1e-6)
         assert 4 / 3 * np.pi * radius**3 == pytest.approx((volume > 0).sum() * 4 * 8 * 8)
+
+
+def test_a_wider_field_has_larger_pixels(query: SliceSet) -> None:
+    wide = copy.copy(query.dataset)
+    wide.settings = settings(field_mm=512.0)
+    found, wider = (Stack(slices).volume_and_centroid(query.label)
+                    for slices in (query, dataclasses.replace(query, dataset=wide)))
+    np.testing.assert_allclose(wider / found, np.broadcast_to([4 ** (1 / 3), 1, 2, 2], found.shape))
+
+
+@pytest.mark.filterwarnings("error")
+def test_references_without_a_lesion_are_all_as_far(query: SliceSet, reference: SliceSet) -> None:
+    nothing = dataclasses.replace(reference, segmentation=np.zeros_like(reference.segmentation))
+    distances = METHODS["volume"].builder(PatientSearch(Search(query, nothing, settings())), "abnormal")
+    assert np.isfinite(distances).all() and (distances == distances[:, :1]).all()
 
 
 def test_pictures_without_heights_have_no_patients(query: SliceSet, reference: SliceSet) -> None:

@@ -21,7 +21,7 @@ from decomp_jax.inference import sheet
 from decomp_jax.inference.asking import Question
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import contact_sheet
-from decomp_jax.inference.drawing import region_weights, sketch_latents
+from decomp_jax.inference.sketch import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.scan import open_scan
 from decomp_jax.retrieval import CodeBank

@@ -126,7 +126,7 @@ def test_a_missing_library_is_named(
     bank: CodeBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, library: str
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf"needs {library}, .*pip install \"decomp-jax\[convert\]\""):
+    with pytest.raises(UserError, match=rf"needs {library}, .*pip install -e \"\.\[convert\]\""):
         convert(bank.name, to=to, by="both", out=tmp_path / "bank.out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bank"]
 

@@ -11,8 +11,8 @@ import pytest
 from decomp_jax.data.schema import Settings, row_dtype
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
+from decomp_jax.inference.sketch import region_weights
 from decomp_jax.inference.slab import of_scan
-from decomp_jax.inference.drawing import region_weights
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.room import session
 from decomp_jax.room.session import Room

@@ -1,4 +1,4 @@
-"""What a reader draws: a lesion, class by class, and a region."""
+"""What a reader drew, as a search takes it: vectors for a lesion, weights of cells for a region."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -8,7 +8,7 @@ import pytest
 from skimage.measure import block_reduce
 
 from decomp_jax.errors import UserError
-from decomp_jax.inference.drawing import cell_shares, region_weights, sketch_latents
+from decomp_jax.inference.sketch import cell_shares, region_weights, sketch_latents
 from tests.inference.test_decomposer import CONFIG, SETTINGS, decomposer
 
 __all__ = ["decomposer"]
