@@ -38,6 +38,7 @@ DECOMPOSER, RELATIVE = "tests/inference/test_decomposer.py", "tests/retrieval/te
 VQ, NETWORK, AUGMENT = "tests/models/test_vq.py", "tests/models/test_network.py", "tests/data/test_augment.py"
 
 VOLUMES = "tests/data_prep/test_volumes.py"
+SLAB = "tests/inference/test_slab.py"
 UPLOAD, ROOM = "tests/room/test_upload.py", "tests/room/test_session.py"
 MUTATIONS = {
     # The objective.
@@ -224,7 +225,8 @@ MUTATIONS = {
     ),
     # The network in use.
     "abnormality of the least abnormal cell": Mutation(
-        "decomp_jax/inference/decomposer.py", "abnormality = jnp.sum(z_e**2, -1).max((1, 2))", "abnormality = jnp.sum(z_e**2, -1).min((1, 2))",
+        "decomp_jax/inference/decomposer.py", "abnormality = jnp.sum(abnormal**2, -1).max((1, 2))",
+        "abnormality = jnp.sum(abnormal**2, -1).min((1, 2))",
         DECOMPOSER,
     ),
     "codes of the paths are exchanged": Mutation(
@@ -266,7 +268,8 @@ MUTATIONS = {
         "None if self.share is None else self.share[:len(self.share[rows])]", RELATIVE,
     ),
     "an image of nothing asks with what is left of its vectors": Mutation(
-        "decomp_jax/inference/decomposer.py", "[:, None, None, None], 0, z_e)", "[:, None, None, None], z_e, z_e)", DECOMPOSER
+        "decomp_jax/inference/decomposer.py", "[:, None, None, None], 0, abnormal)",
+        "[:, None, None, None], abnormal, abnormal)", DECOMPOSER,
     ),
     # Judging.
     "the ideal ranking is divided by the hits'": Mutation(
@@ -347,6 +350,31 @@ MUTATIONS = {
     ),
     "patients find themselves": Mutation(
         "decomp_jax/room/session.py", "if question.other_patients and patients", "if not question.other_patients and patients", ROOM
+    ),
+    # Slabs.
+    "slabs reach into other patients": Mutation(
+        "decomp_jax/inference/slab.py", "near = (patients[step:] == patients[:-step]) & (apart <= REACH)",
+        "near = apart <= REACH", SLAB,
+    ),
+    "slabs are not normalised": Mutation(
+        "decomp_jax/inference/slab.py", "return (weights / weights.sum(1, keepdims=True)).astype(np.float32)",
+        "return weights.astype(np.float32)", SLAB,
+    ),
+    "slabs of normal codes, too": Mutation(
+        "decomp_jax/inference/slab.py", "    return Latents(latents.normal, over_slab(around, weights))",
+        "    return Latents(*(over_slab(np.pad(part, [(reach, reach)] + [(0, 0)] * 3), weights)"
+        " for part in (latents.normal, latents.abnormal)))", SLAB,
+    ),
+    "slabs end with their batch": Mutation(
+        "decomp_jax/inference/slab.py", "for other in (before, own, after)]", "for other in (None, own, None)]", SLAB,
+    ),
+    "a slice of a scan is asked with by itself": Mutation(
+        "decomp_jax/inference/asking.py", "latents = of_scan(decomposer, scan.image(near), scan.position_mm(near), slab_mm)",
+        "latents = of_scan(decomposer, scan.image(near), scan.position_mm(near), 0.0)", "tests/inference/test_asking.py",
+    ),
+    "the room asks with slices by themselves": Mutation(
+        "decomp_jax/room/images.py", "return of_scan(self._decomposer, images, heights, self._bank.slab_mm)",
+        "return of_scan(self._decomposer, images, heights, 0.0)", ROOM,
     ),
 }
 

@@ -6,6 +6,7 @@ Distances are held to float64 sums over the bank's arrays; what a drawing finds,
 import csv
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -18,7 +19,7 @@ from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.inference import query as module
 from decomp_jax.inference import sheet
-from decomp_jax.inference.asking import Question
+from decomp_jax.inference.asking import Question, read_scan, read_slice
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import contact_sheet
 from decomp_jax.inference.sketch import region_weights, sketch_latents
@@ -295,6 +296,25 @@ def test_flags_are_those_of_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--like=3,17", "--unlike=4", "--codes", "--weight=0.3"])
     flags = vars(evaluate.parse_args())
     assert (flags["like"], flags["unlike"], flags["codes"], flags["weight"]) == ((3, 17), (4,), True, 0.3)
+
+
+def test_a_slice_of_a_scan_asks_with_its_slab(archive: Archive, row: int, tmp_path: Path) -> None:
+    """As all of the scan does, and as the patient's slices were encoded; the anatomy is the slice's own."""
+    rows = archive.bank.rows
+    of_patient = np.flatnonzero(rows["patient_id"] == rows["patient_id"][row])
+    at = int(np.searchsorted(of_patient, row))
+    path = write_scan(tmp_path / "scan.nii.gz", 1000 * archive.images[of_patient, ..., 0])
+    slabs = dataclasses.replace(archive.bank, meta={**archive.bank.meta, "slab_mm": 4.0})
+
+    def points(read: Callable, bank: CodeBank, by: str, **flags: object) -> np.ndarray:
+        return read(Question(image=path, by=by, **flags), archive.decomposer, bank).queries.examples[0].points
+
+    whole = points(read_scan, slabs, "abnormal", level="patient")[at]
+    one, alone = (points(read_slice, bank, "abnormal", slice_index=at)[0] for bank in (slabs, archive.bank))
+    np.testing.assert_allclose(one, whole, atol=1e-3)
+    assert np.abs(alone - whole).max() > 0.1
+    anatomy = [points(read_slice, bank, "normal", slice_index=at) for bank in (slabs, archive.bank)]
+    np.testing.assert_array_equal(*anatomy)
 
 
 def test_drawings_lie_where_images_do(archive: Archive, tmp_path: Path) -> None:
