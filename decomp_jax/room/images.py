@@ -124,7 +124,8 @@ class Pictures:
             stacked = np.stack([image for _, image in some] + [some[-1][1]] * (size - len(some)))
             output = self._decomposer.decompose(stacked)
             for i, (key, _) in enumerate(some):
-                self._kept[key] = Decomposition(**{name: value[i] for name, value in vars(output).items()})
+                # copied: a view would keep what was decomposed with it
+                self._kept[key] = Decomposition(**{name: np.array(value[i]) for name, value in vars(output).items()})
         found = {key: self._kept[key] for key, _ in images}
         for key in found:
             self._kept.move_to_end(key)
