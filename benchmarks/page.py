@@ -36,17 +36,23 @@ def add_room(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def open_room(args: argparse.Namespace, *size: int) -> Iterator[tuple[Page, subprocess.Popen]]:
-    """A page of `size` pixels on its way into a room of its own, and the room's program, which ends with it."""
+def start_room(args: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of a room of its own, and the room's program, which ends with it."""
     data = [f"--data={args.data}"] if args.data else []
     program = start_python("evaluate.py", "serve", f"--workdir={args.workdir}", f"--bank={args.bank}", *data)
     try:
         address = program.stdout.readline().strip()
         if not address:
             sys.exit(program.stderr.read())
-        with Page(*size) as page:
-            page.open(address)
-            yield page, program
+        yield address, program
     finally:
         program.terminate()
         program.communicate(timeout=60)
+
+
+@contextlib.contextmanager
+def open_room(args: argparse.Namespace, *size: int) -> Iterator[tuple[Page, subprocess.Popen]]:
+    """A page of `size` pixels on its way into a room of its own, and the room's program."""
+    with start_room(args) as (address, program), Page(*size) as page:
+        page.open(address)
+        yield page, program

@@ -1,8 +1,11 @@
 """Devices: one mesh axis, "data", over all of them, and arrays split over it."""
 
 import ctypes
+import functools
+import gc
 import importlib.util
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +30,22 @@ def keep_host_memory() -> None:
     if not _may_have_accelerators() and platform.libc_ver()[0] == "glibc":
         for option, value in KEEP_MEMORY.values():
             ctypes.CDLL(None).mallopt(option, value)
+
+
+def give_back_host_memory() -> None:
+    """What is no longer used goes back to the kernel now, for programs that live long and rest often.
+
+    JAX lets go of the arrays that a CPU program was called with at its next call or at a collection of garbage, the
+    smallest of which does; glibc keeps what compiling and large arrays leave between what is used.
+    """
+    gc.collect(0)
+    _trim()(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], object]:
+    """glibc's malloc_trim; without glibc nothing."""
+    return ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == "glibc" else lambda _: None
 
 
 def _may_have_accelerators() -> bool:

@@ -1,4 +1,5 @@
 import dataclasses
+import platform
 import sys
 from types import SimpleNamespace
 
@@ -57,3 +58,33 @@ def test_memory_of_accelerator_hosts_is_given_back(monkeypatch, platforms, kept)
     monkeypatch.setattr(mesh, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms=platforms)))
     mesh.keep_host_memory()
     assert bool(calls) == kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone")
+def test_host_memory_is_given_back():
+    """What lies free between blocks in use, and what JAX was called with."""
+    code = """
+import weakref
+from pathlib import Path
+import jax
+import numpy as np
+from decomp_jax.mesh import give_back_host_memory
+from decomp_jax.retrieval.layout import aligned
+
+def resident():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+
+array = aligned((2**20,), np.dtype(np.float32))
+seen = weakref.ref(array.base)
+jax.jit(lambda values: values.sum())(array).block_until_ready()
+del array
+blocks = [b"x" * 50_000 for _ in range(4_000)]
+before, used = resident(), blocks[::50]
+del blocks
+give_back_host_memory()
+print(before - resident(), seen() is None)
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    freed, let_go = done.stdout.split()
+    assert int(freed) > 150_000 and let_go == "True"

@@ -80,7 +80,7 @@ class _Slices(NamedTuple):
     """The query's slices in one path.
 
     Attributes:
-        tables: float64 [p,k,j]; j is i rounded up to groups, the last slice being repeated.
+        tables: float64 [p,k,j]; j is i rounded up by `_width`, the last slice being repeated.
         heights: float32 [i], mm.
         reach: how far a slice may be from the one that it is matched with, mm.
         alone: float64 [i], distance of each slice without a match.
@@ -144,8 +144,7 @@ def search_patients(
 def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np.ndarray, reach: float) -> _Slices:
     count, examples = len(queries), merged(queries, path, codebook)
     with jax.enable_x64(True):
-        # Few widths: each is compiled for.
-        tables = np.asarray(_tables(padded(examples, -(-count // GROUP) * GROUP), codebook))
+        tables = np.asarray(_tables(padded(examples, _width(count)), codebook))
     own, weights = tables[..., :count], examples.squares
     if is_sparse(path, codebook):
         alone, alone_codes = own[:, 0].sum(0), weights.mean(0)[:, None] * (codebook**2).sum(1)
@@ -155,6 +154,16 @@ def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np
     farthest = own.max(1).sum(0).max()
     heights = np.asarray(heights, np.float32)
     return _Slices(tables, heights, np.float32(reach), alone, alone_codes, float(weights.max()), float(farthest))
+
+
+def _width(count: int) -> int:
+    """Slices that so many are padded to: one of few numbers, since each is compiled for, and kept.
+
+    Whole groups, a half or a whole power of two times as many.
+    """
+    groups = -(-count // GROUP)
+    power = 1 << (groups - 1).bit_length()
+    return GROUP * (3 * power // 4 if power > 2 and groups <= 3 * power // 4 else power)
 
 
 @jax.jit
@@ -193,7 +202,7 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     if len(index.starts) == 1:
         return np.zeros(0)
     count = len(slices.heights)
-    heights = np.pad(slices.heights, (0, -count % GROUP), mode="edge")
+    heights = np.pad(slices.heights, (0, _width(count) - count), mode="edge")
     with jax.enable_x64(True):
         scan = _sharded_scan(index.mesh)
         there, back = scan(index.on_devices, index.heights, slices.tables, heights, slices.reach)

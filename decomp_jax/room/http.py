@@ -29,6 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decomp_jax.errors import UserError
+from decomp_jax.mesh import give_back_host_memory
 
 STATIC = Path(__file__).parent / "static"
 PAGE = {
@@ -76,7 +77,9 @@ class Desk:
         self._newest: dict[str, asyncio.Future] = {}
 
     def start(self, function: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
-        return self._thread.submit(function, *args)
+        future = self._thread.submit(function, *args)
+        self._thread.submit(give_back_host_memory)  # once it is answered
+        return future
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

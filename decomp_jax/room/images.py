@@ -171,7 +171,10 @@ class Pictures:
             count = len(some.normal)
             padded = jax.tree.map(lambda part: np.pad(part, [(0, size - count)] + [(0, 0)] * 3), some)
             output = vars(self._decomposer.explain(padded))
-            explained += [Decomposition(**{name: value[i] for name, value in output.items()}) for i in range(count)]
+            # Copied: a view would keep what was explained with it.
+            explained += [
+                Decomposition(**{name: np.array(value[i]) for name, value in output.items()}) for i in range(count)
+            ]
         return explained
 
     def _indices(self, decomposition: Decomposition | None, row: int | None) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Patients nearest to a patient, held to float64 brute force over the exported arrays."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from brute_force import make_any_queries, make_bank, make_queries
 
 from decomp_jax.errors import UserError
 from decomp_jax.retrieval import CodeBank, PatientHits, Queries, codes
+from decomp_jax.retrieval.bank import WITHIN_MM
 
 
 def with_heights(bank: CodeBank) -> CodeBank:
@@ -97,6 +99,24 @@ def test_few_patients_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     hits = bank.search_patients(codes(normal=bank.normal_indices[own]), heights=bank.rows["position_mm"][own], k=1)
     assert list(hits.patients) == ["p5"] and hits.distances[0] < 1e-9 and len(looked_at) < 5
     np.testing.assert_array_equal(bank.rows["patient_id"][hits.matches["normal"][0]], "p5")
+
+
+def test_patients_of_any_length_are_searched_by_few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory as long as a program lives that serves."""
+    from decomp_jax.retrieval import patients
+
+    bank, widths, tables = with_heights(make_bank("clustered", 400)), set(), patients._tables
+
+    def seen(examples: Any, codebook: np.ndarray) -> Any:
+        widths.add(len(examples.squares))
+        return tables(examples, codebook)
+
+    monkeypatch.setattr(patients, "_tables", seen)
+    for count in (1, 16, 17, 70, 80, 90, 130, 150, 170, 190):
+        some = np.arange(count)
+        queries, heights = codes(normal=bank.normal_indices[some]), bank.rows["position_mm"][some]
+        assert_exact(bank, bank.search_patients(queries, heights=heights, k=3), queries, heights, WITHIN_MM, 3, ())
+    assert sorted(widths) == [16, 32, 96, 192]
 
 
 def test_pictures_have_no_heights() -> None:

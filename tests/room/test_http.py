@@ -311,3 +311,12 @@ def test_until_the_archive_is_laid_out_the_page_is_told_so(room: FakeRoom) -> No
         while not (known := client.get("/api/about", headers=SIGNED).json())["ready"]:
             pass
         assert known["slices"] == 3
+
+
+def test_memory_is_given_back_after_an_answer(
+    room: FakeRoom, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = threading.Event()
+    monkeypatch.setattr(http, "give_back_host_memory", lambda: room.asked and given.set())
+    assert client.post("/api/ask", json={}, headers=SIGNED).status_code == 200
+    assert given.wait(200)

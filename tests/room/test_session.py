@@ -15,6 +15,7 @@ from decomp_jax.inference.sketch import region_weights
 from decomp_jax.inference.slab import of_scan
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.room import session
+from decomp_jax.room.images import FEW, Pictures
 from decomp_jax.room.session import Room
 from tests.evaluation.fakes import SIZE, FakeDecomposer, Heads
 from tests.inference.networks import random_network
@@ -173,6 +174,13 @@ def test_without_images_the_codes_are_asked_with_and_painted(
     answer = painted_room.ask({"anatomy": {"row": 5}, "share": 0, "other_patients": False})
     cells = compared(bank, "normal", bank.normal_codebook[bank.normal_indices[5]])
     check(answer, cells, without=np.zeros(len(bank), bool), k=60)
+
+
+def test_an_image_that_is_kept_keeps_no_other(decomposer: FakeDecomposer, reference: SliceSet, heads: dict[str, Heads]
+                                              ) -> None:
+    pictures = Pictures(decomposer, reference.bank, heads["reference"])
+    found = pictures.pictures([{"row": row} for row in range(FEW + 1)])
+    assert all(value.base is None for picture in found for value in vars(picture.decomposition).values())
 
 
 def test_patients_are_those_of_the_library(room: Room, decomposer: FakeDecomposer, heads: dict[str, Heads],
