@@ -150,7 +150,7 @@ class Pictures:
         latents, left = {}, set(rows)
         while left:
             of_patient = self._archive.slices_of(next(iter(left)))
-            heights, chosen = self._bank.heights[of_patient], np.flatnonzero(np.isin(of_patient, [*left]))
+            heights, chosen = self._bank.rows["position_mm"][of_patient], np.flatnonzero(np.isin(of_patient, [*left]))
             near = np.unique(np.concatenate([slab_around(heights, at, self._bank.slab_mm) for at in chosen]))
             found = self.of_scan(self.archived(of_patient[near])[0], heights[near])
             for i in np.searchsorted(near, chosen):

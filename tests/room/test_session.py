@@ -16,6 +16,7 @@ from decomp_jax.inference.slab import of_scan
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.room import session
 from decomp_jax.room.images import FEW, Pictures
+from decomp_jax.room.archive import Archive
 from decomp_jax.room.session import Room
 from tests.evaluation.fakes import SIZE, FakeDecomposer, Heads
 from tests.inference.networks import random_network
@@ -178,7 +179,8 @@ def test_without_images_the_codes_are_asked_with_and_painted(
 
 def test_an_image_that_is_kept_keeps_no_other(decomposer: FakeDecomposer, reference: SliceSet, heads: dict[str, Heads]
                                               ) -> None:
-    pictures = Pictures(decomposer, reference.bank, heads["reference"])
+    bank = reference.bank
+    pictures = Pictures(decomposer, bank, heads["reference"], Archive(bank.rows, bank.heights))
     found = pictures.pictures([{"row": row} for row in range(FEW + 1)])
     assert all(value.base is None for picture in found for value in vars(picture.decomposition).values())
 
