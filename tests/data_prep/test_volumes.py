@@ -20,7 +20,9 @@ from data_prep.cases import split_cases
 from data_prep.layouts import Found, Layout, read_layout
 from data_prep.names import channel_name, lesion_names, smallest_regions
 from data_prep.volumes import Volumes, name_volumes
+from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
+from decomp_jax.preparation.scan import open_scan
 from decomp_jax.preparation.volume import Source
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -397,6 +399,20 @@ def test_bad_datalists_are_refused(tmp_path, content, reason):
                 "--channels=t1=0", "--labels=a=1")
 
 
+def test_folds_and_lists_of_a_datalist_are_queries(tmp_path):
+    def item(name: str, **more: int) -> dict:
+        return {"image": f"{name}.nii.gz", "label": f"{name}-label.nii.gz", **more}
+
+    content = {"training": [item("a", fold=0), item("b", fold=1), item("c")], "validation": [item("d")],
+               "testing": [item("e"), "f.nii.gz"]}
+    layout = read_layout(write_json(tmp_path / "list.json", content), {0: "t1"}, {"a": (1,)})
+    cases = name_volumes(layout, modalities=None, lesion_classes=(), anatomy_labels=(), unlabelled=False).cases
+    assert [*cases] == [*"abcde"]
+    for fold, query in (("0", "a"), ("1", "b"), ("validation", "d"), ("test", "e")):
+        splits = split_cases(cases, csv=None, query_fold=fold, seed=0)
+        assert [name for name in splits if splits[name] == "query"] == [query]
+
+
 def test_ids_are_what_file_names_have_in_common(tmp_path):
     names = {
         "a/pre_t1.nii.gz": "pre", "case7/t1.nii.gz": "case7", "x-1_flair.nii.gz": "x-1",
@@ -425,6 +441,10 @@ def test_a_mask_beside_the_scan_strips_the_skull(tmp_path, as_brats):
         prepare(*flags, "--out", tmp_path / "out", "--size", SIZE)
     prepare(*flags, "--out", tmp_path / "out", "--size", SIZE, "--mask", tmp_path / "src")
     assert manifest(tmp_path / "out")["digest"] == manifest(as_brats)["digest"]
+    record, settings = records(as_brats, "query")[0], Settings.from_json(manifest(as_brats)["settings"])
+    asked = tmp_path / "src" / record["patient_id"]
+    scan = open_scan(next(asked.glob("*_t1ce.nii.gz")), settings, asked / "brain_mask.nii.gz")
+    np.testing.assert_array_equal(scan.shown(record["slice_index"]), record["image"])
     save(tmp_path / "src" / "BraTS2021_00000" / "brain_mask.nii.gz", np.ones(SHAPE, np.uint8))
     with pytest.raises(UserError, match="brain_mask.nii.gz: is no mask of the body"):
         prepare(*flags, "--out", tmp_path / "no", "--size", SIZE, "--mask", tmp_path / "src")
