@@ -87,7 +87,10 @@ def make_volumes(flags: argparse.Namespace) -> None:
         field_mm=flags.field_mm,
         plane=flags.plane,
     )
-    _write_cases(flags, found.cases, settings, layout=layout.title, called=found.called, query_fold=flags.query_fold)
+    _write_cases(
+        flags, found.cases, settings, layout=layout.title, called=found.called, query_fold=flags.query_fold,
+        left_out=[str(path.relative_to(layout.names.parent)) for path in layout.left_out],
+    )
 
 
 def _write_cases(flags: argparse.Namespace, cases: Mapping[str, Case], settings: Settings, **source: object) -> None:

@@ -10,6 +10,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from decomp_jax.errors import UserError
+from decomp_jax.preparation.releases import is_hidden
 
 LEFT_CEREBRUM, RIGHT_CEREBRUM, LEFT_CEREBELLUM, RIGHT_CEREBELLUM, LEFT_VENTRICLE, RIGHT_VENTRICLE = range(1, 7)
 UNCOVERED = 0  # takes the nearest of the six where there is brain
@@ -74,7 +75,7 @@ def only_map(flag: str, folder: Path, patient_id: str) -> Path:
 
 def _maps_of(folder: Path, patient_id: str) -> set[Path]:
     paths = (*folder.glob("*.nii*"), *(folder / patient_id).glob("*.nii*"))
-    return {path for path in paths if patient_id in _ids_of(path.relative_to(folder))}
+    return {path for path in paths if patient_id in _ids_of(path.relative_to(folder)) and not is_hidden(path.name)}
 
 
 def _ids_of(path: Path) -> set[str]:
@@ -87,7 +88,8 @@ def _ids_of(path: Path) -> set[str]:
 def maps_of_nobody(folder: Path, patient_ids: Iterable[str]) -> list[Path]:
     """Files of a folder that are the map of none of the patients."""
     ids = set(patient_ids)
-    return sorted(path for path in folder.rglob("*.nii*") if ids.isdisjoint(_ids_of(path.relative_to(folder))))
+    return sorted(path for path in folder.rglob("*.nii*")
+                  if ids.isdisjoint(_ids_of(path.relative_to(folder))) and not is_hidden(path.name))
 
 
 def six_regions(

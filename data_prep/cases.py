@@ -42,7 +42,7 @@ class Case:
         subject: the person, who may have several visits.
         channels: modality -> where it lies.
         label: None where there is none.
-        fold: of a cross-validation, where the source names one.
+        folds: of a cross-validation in which the case is held out, where the source names some.
     """
 
     case_id: str
@@ -50,7 +50,7 @@ class Case:
     channels: Mapping[str, Source]
     label: Source | None
     values: LabelValues
-    fold: str | None = None
+    folds: frozenset[str] = frozenset()
 
 
 def split_cases(
@@ -78,16 +78,17 @@ def split_cases(
 
 
 def _query_subjects(cases: Mapping[str, Case], query_fold: str) -> set[str]:
-    folds = {case.subject: case.fold for case in cases.values() if case.fold is not None}
+    folds = {case.subject: case.folds for case in cases.values() if case.folds}
     for case in cases.values():
-        if case.fold != folds.get(case.subject) and case.label is not None:
+        if case.folds != (others := folds.get(case.subject, case.folds)) and case.label is not None:
+            one, other = (" and ".join(sorted(names)) or "none" for names in (case.folds, others))
             raise UserError(
-                f"--query_fold={query_fold}: visits of {case.subject} are in folds {case.fold} and "
-                f"{folds[case.subject]}; name splits with --splits"
+                f"--query_fold={query_fold}: visits of {case.subject} are in folds {one} and {other}; name splits with "
+                "--splits"
             )
-    queries = {subject for subject, fold in folds.items() if fold == query_fold}
+    queries = {subject for subject, names in folds.items() if query_fold in names}
     if not queries:
-        there = ", ".join(sorted({*folds.values()})) or "none"
+        there = ", ".join(sorted(frozenset().union(*folds.values()))) or "none"
         raise UserError(f"--query_fold={query_fold}: no case is in it; the source names the folds {there}")
     return queries
 

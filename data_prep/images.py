@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -77,7 +78,9 @@ def read_pictures(table: Path) -> dict[str, list[Picture]]:
         where = f"{table}: line {line}"
         if clash := sorted(row.keys() & {*ROW_COLUMNS}):
             raise UserError(f"{table}: column {clash[0]} has a meaning of its own in data sets; rename it")
-        if not row["image"] or not (patient_id := row.get("patient", row["image"])):
+        # Of letters with accents there are two spellings, which look alike.
+        patient_id = unicodedata.normalize("NFC", row.get("patient", row["image"]))
+        if not row["image"] or not patient_id:
             raise UserError(f"{where} names no image or no patient; complete it")
         if row["image"] in seen:
             raise UserError(f"{where} names {row['image']} again; remove one of the two")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.slices import write_manifest
-from decomp_jax.data.records import SliceDataset, read_manifest
-from decomp_jax.data.schema import SPLITS, Settings
+from decomp_jax.data.records import SliceDataset, check_sum, read_manifest
+from decomp_jax.data.schema import FINGERPRINTS, SPLITS, Settings
 from decomp_jax.errors import UserError
 from decomp_jax.files import making
 
@@ -109,12 +109,9 @@ def _require_distinct(parts: Sequence[Part], rows: Sequence[dict[str, np.ndarray
 
 
 def _fingerprints(part: Part) -> np.ndarray:
-    """A number an image; empty where the part is older than they are."""
-    path = part.folder / "fingerprints.npy"
-    try:
-        fingerprints = np.load(path, allow_pickle=False) if path.exists() else np.empty(0, np.uint64)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged ({error}); prepare the part again") from error
-    if path.exists() and fingerprints.shape != (part.manifest["slices"],):
-        raise UserError(f"{path}: damaged ({fingerprints.shape} numbers); prepare the part again")
-    return fingerprints
+    """A number an image. Raises UserError where they are damaged, or older than their checksum."""
+    if FINGERPRINTS not in part.manifest["files"]:
+        raise UserError(f"{part.folder}: an older version prepared it, without a checksum of the fingerprints by which "
+                        "twins are found; prepare it again")
+    check_sum(part.folder / FINGERPRINTS, part.manifest["files"])
+    return np.load(part.folder / FINGERPRINTS)

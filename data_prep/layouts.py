@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from data_prep.names import Regions
 from decomp_jax.errors import UserError
-from decomp_jax.preparation.releases import match_name
+from decomp_jax.preparation.releases import NIFTI, match_name
 from decomp_jax.preparation.volume import Source
 
 _NUMBERED = re.compile(r"(.+)_(\d{4})")  # CASE_0000: nnU-Net's name of a channel's file
@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
     Attributes:
         images: channel number -> where it lies.
-        fold: of a cross-validation, or the list that the case stands in.
+        folds: of a cross-validation in which it is held out, or the list that the case stands in.
         regions: what its labels are called, where each case has names of its own.
         subject: the person, where the layout tells.
     """
@@ -32,7 +32,7 @@ class Found(NamedTuple):
     case_id: str
     images: Mapping[int, Source]
     label: Source | None
-    fold: str | None
+    folds: frozenset[str] = frozenset()
     regions: Regions | None = None
     subject: str | None = None
 
@@ -45,6 +45,7 @@ class Layout(NamedTuple):
         names: file that names channels and labels.
         channels: number -> name.
         regions: name of a label -> its values.
+        left_out: files beside the cases' that are none of theirs, by their names.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Layout(NamedTuple):
     channels: Mapping[int, str]
     regions: Regions
     cases: list[Found]
+    left_out: Sequence[Path] = ()
 
 
 def read_layout(src: Path, channels: Mapping[int, str], regions: Regions) -> Layout:
@@ -67,11 +69,12 @@ def read_layout(src: Path, channels: Mapping[int, str], regions: Regions) -> Lay
             "name another, or take `brats` for a BraTS release and --table for DICOM"
         )
     with _as_said(path):
-        meta = json.loads(path.read_text())
+        meta = json.loads(path.read_bytes())
         channels = channels or _channel_names(meta)
         regions = regions or _regions(meta.get("labels", {}))
+        left_out: Sequence[Path] = ()
         if "channel_names" in meta:
-            title, cases = "nnU-Net v2", _numbered_cases(path.parent, meta)
+            title, (cases, left_out) = "nnU-Net v2", _numbered_cases(path.parent, meta)
         elif _SECTIONS.keys() & meta.keys():
             title = "Medical Segmentation Decathlon or nnU-Net v1" if "modality" in meta else "MONAI datalist"
             cases = _listed_cases(path.parent, meta, channels)
@@ -85,7 +88,7 @@ def read_layout(src: Path, channels: Mapping[int, str], regions: Regions) -> Lay
     case_id, count = collections.Counter(case.case_id for case in cases).most_common(1)[0]
     if count > 1:
         raise UserError(f"{path}: case {case_id} is there twice; remove one, or give them names that differ")
-    return Layout(title, path, channels, regions, cases)
+    return Layout(title, path, channels, regions, cases, left_out)
 
 
 @contextlib.contextmanager
@@ -115,7 +118,8 @@ def _regions(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 # ---------------------------------------------------------------- nnU-Net v2
 
 
-def _numbered_cases(folder: Path, meta: Mapping[str, Any]) -> list[Found]:
+def _numbered_cases(folder: Path, meta: Mapping[str, Any]) -> tuple[list[Found], list[Path]]:
+    """Cases, and NIfTI files beside theirs that are none of theirs."""
     folds = _read_folds(folder)
     if "dataset" in meta:
         return [
@@ -123,37 +127,45 @@ def _numbered_cases(folder: Path, meta: Mapping[str, Any]) -> list[Found]:
                 case_id,
                 {number: Source(folder / image) for number, image in enumerate(entry["images"])},
                 Source(folder / entry["label"]) if entry.get("label") else None,
-                folds.get(case_id),
+                folds.get(case_id, frozenset()),
             )
             for case_id, entry in meta["dataset"].items()
-        ]
+        ], []
     if (ending := meta["file_ending"]) not in _NIFTI:
         raise UserError(f"{folder}/dataset.json: its files are {ending}; convert them to .nii.gz")
     cases: dict[str, Found] = {}
-    for part, fold in (("Tr", None), ("Ts", "test")):
-        for path in _files(folder / f"images{part}", ending):
-            if match := _NUMBERED.fullmatch(path.name.removesuffix(ending)):
-                case = cases.setdefault(match[1], Found(match[1], {}, None, folds.get(match[1], fold)))
-                case.images[int(match[2])] = Source(path)
-        for path in _files(folder / f"labels{part}", ending):
+    left_out = []
+    for part, fold in (("Tr", frozenset()), ("Ts", frozenset({"test"}))):
+        for path in _files(folder / f"images{part}"):
+            match = _NUMBERED.fullmatch(path.name.removesuffix(ending))
+            if not match or not path.name.endswith(ending):
+                left_out.append(path)
+                continue
+            case = cases.setdefault(match[1], Found(match[1], {}, None, folds.get(match[1], fold)))
+            case.images[int(match[2])] = Source(path)
+        for path in _files(folder / f"labels{part}"):
             name = path.name.removesuffix(ending)
+            if not path.name.endswith(ending):
+                left_out.append(path)
+                continue
             case = cases.get(name, Found(name, {}, None, folds.get(name, fold)))
             cases[name] = case._replace(label=Source(path))
-    return [cases[name] for name in sorted(cases)]
+    return [cases[name] for name in sorted(cases)], left_out
 
 
-def _files(folder: Path, ending: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if NIFTI.search(path.name) and not path.name.startswith("."))
 
 
-def _read_folds(folder: Path) -> dict[str, str]:
-    """case -> fold that validates with it, where splits_final.json lies beside dataset.json."""
+def _read_folds(folder: Path) -> dict[str, frozenset[str]]:
+    """case -> folds that validate with it, where splits_final.json lies beside dataset.json."""
     path = folder / "splits_final.json"
-    if not path.is_file():
-        return {}
-    with _as_said(path):
-        folds = json.loads(path.read_text())
-        return {case_id: str(number) for number, fold in enumerate(folds) for case_id in fold["val"]}
+    found: dict[str, frozenset[str]] = {}
+    if path.is_file():
+        with _as_said(path):
+            for number, fold in enumerate(json.loads(path.read_bytes())):
+                found |= {case_id: found.get(case_id, frozenset()) | {str(number)} for case_id in fold["val"]}
+    return found
 
 
 # ---------------------------------------------------------------- lists of images and labels
@@ -174,10 +186,10 @@ def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, 
             cases.append(Found(
                 _case_id([Path(name) for name in names]),
                 _listed_images(folder, images, channels),
-                None if label is None else Source(folder / label),
-                str(item["fold"]) if "fold" in item else fold,
+                Source(folder / label) if label else None,
+                frozenset(str(name) for name in [item.get("fold", fold)] if name is not None),
             ))
-    if len({case.case_id for case in cases}) < len(cases):  # as of case1/image.nii.gz, case2/image.nii.gz
+    if len({case.case_id for case in cases}) < len(cases) == len({*folders}):  # case1/image.nii.gz, case2/image.nii.gz
         cases = [case._replace(case_id=name) for case, name in zip(cases, folders)]
     return cases
 

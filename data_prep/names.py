@@ -20,7 +20,8 @@ _GLIOMA_REGIONS = {"NCR": ("tumorcore", "core", "tc"), "ED": ("wholetumor", "who
 
 
 def _plain(name: str) -> str:
-    return re.sub("[^a-z0-9]", "", name.lower()).replace("tumour", "tumor")
+    """In one spelling. T2* is not T2, and T1+ is T1 with contrast: these signs stay."""
+    return re.sub("[^a-z0-9*+]", "", name.lower()).replace("tumour", "tumor")
 
 
 def _known(name: str, *tables: Mapping[str, Iterable[str]]) -> str | None:
@@ -34,11 +35,18 @@ def channel_name(name: str) -> str:
 
 
 def lesion_names(regions: Regions) -> dict[str, str]:
-    """A set's lesion labels -> our names: NCR, ED and ET where all are known as such, else their own."""
+    """A set's lesion labels -> our names: NCR, ED and ET where all are known as such, else their own.
+
+    Of a region that is left of nested ones we know what it is only where all of them are there.
+    """
+    alone = {name: _known(name, _GLIOMA) for name in regions}
     names = {
-        name: _known(name, _GLIOMA, *([_GLIOMA_REGIONS] if len(values) > 1 else [])) for name, values in regions.items()
+        name: known or (_known(name, _GLIOMA_REGIONS) if len(regions[name]) > 1 else None)
+        for name, known in alone.items()
     }
-    return names if all(names.values()) else {name: name for name in regions}
+    if not all(names.values()) or names != alone and {*names.values()} != {*GLIOMA_CLASSES}:
+        return {name: name for name in regions}
+    return names
 
 
 def smallest_regions(regions: Regions, where: str) -> dict[int, str]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from data_prep.layouts import Found, Layout
+from data_prep.names import channel_name
 from data_prep.splits import read_table
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.dicom import Series, find_series, segment_names
@@ -48,6 +49,7 @@ def read_series_table(src: Path, table: Path) -> Layout:
         case_id, channel, uid = (row[name] for name in COLUMNS)
         if not channel:
             continue
+        channel = channel if channel == LABEL else channel_name(channel)
         if not case_id or uid not in there:
             raise UserError(f"{table}: line {line} names no case, or a series that {src} does not hold; see --list")
         if (channel == LABEL) != (there[uid].modality == "SEG") or channel == LABEL and len(there[uid].files) != 1:
@@ -72,7 +74,6 @@ def _case(case_id: str, series: dict[str, Series], channels: list[str]) -> Found
         case_id,
         {channels.index(name): source for name, source in images.items()},
         label,
-        fold=None,
         regions=segment_names(label.path) if label else {},
         # A person's scans stay together in whatever part; nothing of the number itself is kept.
         subject=hashlib.sha256(persons.pop().encode()).hexdigest()[:16] if any(persons) else case_id,

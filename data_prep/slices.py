@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from numpy.lib import format as npy
 
 from data_prep.shards import RecordFormat, ShardWriter, write_metadata
 from data_prep.workers import map_in_order
-from decomp_jax.data.schema import FORMAT_VERSION, SPLITS, Settings, content_digest, row_dtype
+from decomp_jax.data.schema import FINGERPRINTS, FORMAT_VERSION, SPLITS, Settings, content_digest, row_dtype
 from decomp_jax.errors import UserError
 from decomp_jax.files import making
 
@@ -122,7 +123,10 @@ def write_dataset(
                             f"split {split}: every patient was skipped, first because of {screen.skipped[-1]['error']}"
                         )
         fingerprints = [of_patient for writer in written.values() for of_patient in writer.fingerprints]
-        np.save(folder / "fingerprints.npy", np.concatenate(fingerprints))
+        np.save(folder / FINGERPRINTS, np.concatenate(fingerprints))
+        seen = frozenset().union(*(writer.seen for writer in written.values()))
+        if unseen := [name for i, name in enumerate(settings.lesion_classes, 1) if i not in seen]:
+            print(f"{out}: no slice shows {', '.join(unseen)}", file=sys.stderr)
         write_metadata(folder / "slices", record, {split: writer.shards for split, writer in written.items()})
         write_manifest(
             folder,
@@ -173,11 +177,16 @@ class _Screen:
 
 
 class _SplitWriter:
-    """Rows and shards of one split, patient by patient."""
+    """Rows and shards of one split, patient by patient.
+
+    Attributes:
+        seen: labels that slices show.
+    """
 
     def __init__(self, folder: Path, split: str, record: RecordFormat, row_type: np.dtype) -> None:
         self.patients = self.slices = 0
         self.fingerprints: list[np.ndarray] = []
+        self.seen: set[int] = set()
         self.shards = ShardWriter(folder / "slices", split, record.itemsize)
         self.rows = folder / f"rows-{split}.npy"
         self._record, self._row_type = record, row_type
@@ -191,6 +200,7 @@ class _SplitWriter:
         self.patients += 1
         self.slices += len(patient.image)
         self.fingerprints.append(patient.fingerprints)
+        self.seen.update(np.unique(patient.label).tolist())
         self._rows.write(patient.rows(self._row_type).tobytes())
         for record in self._record.serialize(vars(patient)):
             self.shards.write(record)
@@ -215,11 +225,11 @@ def write_manifest(
     checksums: Mapping[str, str],
     **more: Any,
 ) -> None:
-    """manifest.json of a data set whose rows-SPLIT.npy lie in `folder`; `checksums` are of its other files."""
+    """manifest.json of a data set whose other .npy files lie in `folder`; `checksums` are of its records."""
     files = {}
-    for split in splits:
-        with (folder / f"rows-{split}.npy").open("rb") as file:
-            files[f"rows-{split}.npy"] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in sorted(folder.glob("*.npy")):
+        with path.open("rb") as file:
+            files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
         "patients": sum(counts["patients"] for counts in splits.values()),
         "slices": sum(counts["slices"] for counts in splits.values()),

@@ -53,7 +53,9 @@ def name_volumes(
             f"{layout.names}: has no channel {unknown[0]}, but {', '.join(layout.channels.values())}; take of these in "
             f"--modalities, or say which it is, as in --channels={unknown[0]}={min(layout.channels)}"
         )
-    found = [case for case in layout.cases if case.label or case.fold != "test" or unlabelled]
+    if len({*modalities}) < len(modalities):
+        raise UserError(f"--modalities={','.join(modalities)}: has a channel twice; name each once")
+    found = [case for case in layout.cases if case.label or "test" not in case.folds or unlabelled]
     meanings = _Meanings(layout, lesion_classes, anatomy_labels)
     cases = {
         case.case_id: Case(
@@ -62,7 +64,7 @@ def name_volumes(
             {name: case.images[number] for name, number in numbers.items() if number in case.images},
             case.label,
             meanings.of_case(case),
-            case.fold,
+            case.folds,
         )
         for case in found
     }
@@ -83,6 +85,7 @@ def describe(layout: Layout, volumes: Volumes) -> str:
         f"{layout.names.parent}: {layout.title}; {len(volumes.cases)} cases, {labelled} labelled"
         + (f" ({left_out} more without labels: --unlabelled)" if left_out else "")
         + f"; channels {listed(volumes.modalities)}; lesion classes {listed(volumes.lesion_classes)}{anatomy}"
+        + (f"; {len(layout.left_out)} files left out, first {layout.left_out[0]}" if layout.left_out else "")
     )
 
 
@@ -107,6 +110,10 @@ class _Meanings:
     def __init__(self, layout: Layout, lesion_classes: Sequence[str], anatomy_labels: Sequence[str]) -> None:
         self._layout, self._anatomy_labels = layout, anatomy_labels
         regions = [case.regions for case in layout.cases if case.regions is not None] or [layout.regions]
+        # By the labels of all cases: what one is called depends on the others, and cases may lack some.
+        self._names = lesion_names(
+            {name: values for one in regions for name, values in one.items() if self._is_lesion(name, values)}
+        )
         self.called: dict[str, str] = {}
         lesions: dict[str, int] = {}
         anatomy: dict[str, int] = {}
@@ -129,7 +136,7 @@ class _Meanings:
     def of_case(self, case: Found) -> LabelValues:
         regions = self._layout.regions if case.regions is None else case.regions
         lesion, anatomy = self._lesion(regions), self._anatomy(regions)
-        ignored = regions.get(IGNORE, (None,))
+        ignored = [value for name, values in regions.items() if name.lower() == IGNORE for value in values] or [None]
         if len(ignored) > 1:
             raise UserError(f"{self._layout.names}: label {IGNORE} has several values; name one")
         values = {value for values in regions.values() for value in values} - {*ignored}
@@ -143,15 +150,18 @@ class _Meanings:
             hint=f"name it with --labels (there are {', '.join(regions)})",
         )
 
+    def _is_lesion(self, name: str, values: Sequence[int]) -> bool:
+        """0 is the background in all layouts, whatever it is called."""
+        return name not in self._anatomy_labels and name.lower() not in (BACKGROUND, IGNORE) and tuple(values) != (0,)
+
     def _lesion(self, regions: Regions) -> dict[int, str]:
         """value -> our name of its lesion class."""
-        lesions = {
-            name: values for name, values in regions.items()
-            if name not in self._anatomy_labels and name.lower() not in (BACKGROUND, IGNORE)
-        }
-        names = lesion_names(lesions)
-        self.called |= {names[name]: name for name in lesions}
-        return {value: names[name] for value, name in smallest_regions(lesions, str(self._layout.names)).items()}
+        lesions = {name: values for name, values in regions.items() if self._is_lesion(name, values)}
+        self.called |= {self._names[name]: name for name in lesions}
+        found = smallest_regions(lesions, str(self._layout.names))
+        if 0 in found:
+            raise UserError(f"{self._layout.names}: label {found[0]!r} holds 0, which is the background; take it out")
+        return {value: self._names[name] for value, name in found.items()}
 
     def _anatomy(self, regions: Regions) -> dict[int, str]:
         anatomy = {name: values for name, values in regions.items() if name in self._anatomy_labels}

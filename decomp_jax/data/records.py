@@ -74,7 +74,7 @@ class SliceDataset:
             raise UserError(f"{data_dir}: split {', '.join(splits)} has {len(self)} records, {len(self.rows)} rows "
                             f"and, by manifest.json, {slices} slices; copy or prepare the data again")
         for split in splits:
-            _check_sum(data_dir / f"rows-{split}.npy", manifest["files"])
+            check_sum(data_dir / f"rows-{split}.npy", manifest["files"])
 
     def with_modalities(self, names: tuple[str, ...]) -> Self:
         """The same slices with these channels; those that are not stored are 0."""
@@ -173,9 +173,13 @@ def _map_rows(path: Path) -> np.ndarray:
     return rows
 
 
-def _check_sum(path: Path, checksums: dict[str, str], name: str = "") -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+def check_sum(path: Path, checksums: dict[str, str], name: str = "") -> None:
+    """Raises UserError if a file is missing, or not the one whose SHA-256 stands in manifest.json under `name`."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; copy or prepare the data again") from None
     if found != checksums.get(name or path.name):
         raise UserError(f"{path}: checksum is not the one in manifest.json, so that it is damaged, edited or another "
                         "data set's; copy or prepare the data again")
@@ -188,4 +192,4 @@ def verify(data_dir: str | Path) -> None:
         SliceDataset(data_dir, split)
     for folder, part in _parts(data_dir, manifest):
         for name in part["files"]:
-            _check_sum(folder / name, part["files"], name)
+            check_sum(folder / name, part["files"], name)

@@ -8,7 +8,7 @@ A data set is a directory:
     fingerprints.npy                 uint64 a slice, split by split: hash of the image, 0 where it is all but empty
 
 or data sets joined: manifest.json, which names their folders as `parts`, and rows. Records stay where they are; those
-of a split follow each other part by part. (Fingerprints, by which parts are searched for twins, are not in the digest.)
+of a split follow each other part by part. By fingerprints parts are searched for twins when they are joined.
 
 A record is a `tf.train.Example` of the fields in `Settings.fields` as raw bytes: `image` in [0,1] with background 0,
 `label` (0 background, i+1 for `lesion_classes[i]`), and where the source has them `anatomy` (0 none, i+1 for
@@ -27,6 +27,7 @@ import numpy as np
 FORMAT_VERSION = 2
 MANIFEST_CONTENT = ("patients", "slices", "splits", "settings", "record", "files")  # beside digest, source, ...
 SPLITS = ("train", "validation", "query", "reference")
+FINGERPRINTS = "fingerprints.npy"
 
 # A TFRecord file is `length, crc, data, crc` again and again.
 RECORD_HEADER = 12

@@ -140,7 +140,8 @@ def read_slice(question: Question, decomposer: Decomposer, bank: CodeBank) -> As
                     else f"on scans; name the slice of {path}, from the feet up")
             raise UserError(f"{flag}: the network was trained {cure}")
     scans = [_open(*source, decomposer) for source in sources]
-    sketch, region = _read_drawings(question, decomposer, scans[0] if scans else None)
+    asked = scans[0] if any(scans) else question.image and Path(question.image)
+    sketch, region = _read_drawings(question, decomposer, asked)
     images, lesions, points = None, None, {}
     if sources:
         images = np.stack([
@@ -211,11 +212,11 @@ def _queries(
         return region_weights(region, decomposer.grid) * queries
 
 
-def _read_drawings(question: Question, decomposer: Decomposer, scan: Scan | None
+def _read_drawings(question: Question, decomposer: Decomposer, asked: Scan | Path | None
                    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The label map of --sketch and the mask of --region."""
+    """The label map of --sketch and the mask of --region, on what is asked with."""
     sketch, region = (
-        None if path is None else load_drawing(Path(path), decomposer.settings, question.slice_index, scan)
+        None if path is None else load_drawing(Path(path), decomposer.settings, question.slice_index, asked)
         for path in (question.sketch, question.region)
     )
     return sketch, None if region is None else region > 0

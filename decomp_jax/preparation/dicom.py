@@ -19,6 +19,8 @@ SUFFIX = ".dcm"
 MARK, MARK_AT = b"DICM", 128  # which files begin with, after that many bytes
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _SIZES = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "TotalPixelMatrixRows")
+# Values of the modality, as HU: not as they would be shown, where MONOCHROME1 turns them round.
+_STORED = {"dtype": np.float32, "apply_real_world_transform": False, "apply_presentation_lut": False}
 _HEADER = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns")
 
 
@@ -69,7 +71,7 @@ def _reading(path: Path) -> Iterator[types.ModuleType]:
 
 
 def find_series(folder: Path) -> list[Series]:
-    """All series below a folder, in the order of their first files; files of other kinds are passed over.
+    """All series below a folder, in the order of their first files; hidden and other files are passed over.
 
     Raises:
         UserError: there are none, or a DICOM file is damaged.
@@ -79,7 +81,7 @@ def find_series(folder: Path) -> list[Series]:
 
     headers: dict[str, Any] = {}
     files: dict[str, list[Path]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         with _reading(path):
             try:
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
@@ -137,12 +139,12 @@ def read_series(path: Path, files: Sequence[Path | BinaryIO] = ()) -> nib.Nifti1
         files = images[0].files
     with _reading(path) as highdicom:
         if len(files) == 1:
-            volume = highdicom.imread(files[0]).get_volume(dtype=np.float32, apply_real_world_transform=False)
+            volume = highdicom.imread(files[0]).get_volume(**_STORED)
         else:
             import pydicom
 
             datasets = [pydicom.dcmread(file) for file in files]
-            volume = highdicom.get_volume_from_series(datasets, dtype=np.float32, apply_real_world_transform=False)
+            volume = highdicom.get_volume_from_series(datasets, **_STORED)
         image = volume.to_nibabel()
     image.set_sform(image.affine, code="scanner")
     return image

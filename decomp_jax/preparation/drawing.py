@@ -9,13 +9,14 @@ from jaxtyping import Integer
 from decomp_jax.data.schema import FIELD_MM, Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation.field import PLANES, field_nearest
-from decomp_jax.preparation.picture import FOREGROUND, load_mask
+from decomp_jax.preparation.picture import FOREGROUND, check_same_frame, load_mask
 from decomp_jax.preparation.scan import Scan
-from decomp_jax.preparation.volume import Source, load_volume
+from decomp_jax.preparation.volume import Source, check_same_grid, load_volume
 
 
-def load_drawing(path: Path, settings: Settings, slice_index: int | None = None, scan: Scan | None = None
-                 ) -> Integer[np.ndarray, "n n"]:
+def load_drawing(
+    path: Path, settings: Settings, slice_index: int | None = None, asked: Scan | Path | None = None
+) -> Integer[np.ndarray, "n n"]:
     """The values of a drawing on the field of view, of any size n.
 
     Bitmaps and NumPy arrays of as many pixels as the slices of the scan asked with lie on these; others fill the field
@@ -24,11 +25,15 @@ def load_drawing(path: Path, settings: Settings, slice_index: int | None = None,
     Args:
         settings: of the data that the network was trained on.
         slice_index: slice of a NIfTI volume, counted as a scan's; drawings of one slice need none.
-        scan: what is asked with.
+        asked: what is asked with, a scan or the file of a picture.
 
     Raises:
-        UserError: the file can't be read as one 2-D drawing of whole numbers.
+        UserError: the file can't be read as one 2-D drawing of whole numbers, or lies elsewhere than what is asked
+            with.
     """
+    scan = asked if isinstance(asked, Scan) else None
+    if isinstance(asked, Path):
+        check_same_frame(path, asked)
     field = dataclasses.replace(settings, size=round(settings.field_mm))
     if settings.foreground == FOREGROUND or not path.name.lower().endswith((".nii", ".nii.gz")):
         drawn = load_mask(path)
@@ -39,6 +44,8 @@ def load_drawing(path: Path, settings: Settings, slice_index: int | None = None,
     volume = load_volume(path)
     values = np.asarray(volume.dataobj)
     slices = values.shape[PLANES[settings.plane][0]]
+    if scan is not None and slices > 1:
+        check_same_grid(path, volume, scan.source.path, scan.volume)
     index = 0 if slices == 1 else slice_index
     if index is None or not 0 <= index < slices:
         raise UserError(f"{path}: has slices 0 to {slices - 1}; name one of them by --slice")

@@ -29,6 +29,7 @@ FOREGROUND_LEVEL = 0.1
 BITMAPS = (".png", ".jpg", ".jpeg")
 COLOURS = ("P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes other than plain numbers
 ORIENTATION = 0x0112  # the EXIF tag that says how a picture is to be turned; 1: not at all
+LUMINANCE = (19595, 38470, 7471)  # of red, green and blue, in 65536ths
 BLACK, WHITE = [0, 0, 0], [255, 255, 255]
 # Of a JPEG mask: where neighbours differ by less than FLAT there is no edge, which compression would have smeared.
 FLAT = 40
@@ -56,9 +57,10 @@ def parse_picture(path: Path, data: bytes) -> np.ndarray:
 
 
 def _luminance(values: np.ndarray) -> np.ndarray:
-    """Of a DICOM frame in colours; another stays as it is."""
-    colours = values.ndim == 3 and values.shape[2] in (3, 4)
-    return np.asarray(Image.fromarray(values.astype(np.uint8)).convert("L")) if colours else values
+    """Of a DICOM frame in colours, of 8 or 16 bits, by the weights that Pillow has; another stays as it is."""
+    if values.ndim != 3 or values.shape[2] not in (3, 4):
+        return values
+    return (values[..., :3].astype(np.int64) @ LUMINANCE + 0x8000) >> 16
 
 
 def _grey(path: Path, image: Image.Image) -> np.ndarray:
@@ -119,8 +121,9 @@ def _on_black(image: Image.Image) -> Image.Image:
 def _mask_of_bitmap(path: Path, image: Image.Image) -> np.ndarray:
     """Numbers as stored, or indices of a palette; 0 and 255 of JPEG files and of palettes of black and white."""
     if image.has_transparency_data:
-        opaque = image.convert("RGBA").convert("RGB")
-        if _on_black(image).tobytes() != opaque.tobytes():
+        *colours, (transparent, opaque) = image.convert("RGBA").getextrema()
+        alone = transparent < opaque and all(low == high for low, high in colours)  # the mask is in the alpha channel
+        if alone or _on_black(image).tobytes() != image.convert("RGBA").convert("RGB").tobytes():
             raise UserError(f"{path}: its alpha channel says other than its colours; save the mask in grey, without alpha")
     if image.mode in ("P", "PA"):
         return _mask_of_palette(path, image)
@@ -218,7 +221,7 @@ def prepare_mask(path: Path, image: Path, classes: Mapping[int, int], size: int)
     Raises:
         UserError: a file can't be used, or the mask has another shape or lies elsewhere than its image.
     """
-    _check_same_frame(path, image)
+    check_same_frame(path, image)
     mask, shape = load_mask(path), load_picture(image).shape
     if mask.shape != shape:
         raise UserError(f"{path}: has shape {mask.shape} but its image {shape}; give a mask of its size")
@@ -228,8 +231,8 @@ def prepare_mask(path: Path, image: Path, classes: Mapping[int, int], size: int)
     return field_nearest(label[None], _pixel_spacing(label), size)[0]
 
 
-def _check_same_frame(path: Path, image: Path) -> None:
-    """NIfTI slices are turned upright by their affines, other files are taken as they are."""
+def check_same_frame(path: Path, image: Path) -> None:
+    """Refuses what does not lie on its image: NIfTI slices are turned upright by their affines, other files are not."""
     of_mask, of_image = (file.name.lower().endswith((".nii", ".nii.gz")) for file in (path, image))
     if of_mask != of_image:
         raise UserError(f"{path}: of {path.name} and {image.name} one is NIfTI, and how its rows run in the other is not "

@@ -142,17 +142,17 @@ def _volumes(src: Path) -> Iterator[tuple[Path, Path]]:
     """NIfTI files below `src`, and the name that tells what they are: in some copies that of a folder around the file."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(src, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         if (real := os.path.realpath(folder)) in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add(real)
-        names = sorted(name for name in files if not _is_hidden(name) and NIFTI.search(name))
+        names = sorted(name for name in files if not is_hidden(name) and NIFTI.search(name))
         of_folder = Path(folder) if len(names) == 1 and NIFTI.search(folder) and match_name(Path(folder)) else None
         yield from ((Path(folder, name), of_folder or Path(folder, name)) for name in names)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """As macOS' `._NAME` beside each file and `__MACOSX` are."""
     return name.startswith(".") or name == "__MACOSX"
 

@@ -6,6 +6,7 @@ import functools
 import json
 import signal
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -102,6 +103,7 @@ def run(config: Config, workdir: str | Path) -> bool:
             if not done and jax.process_index() == 0:
                 lock.enter_context(in_use(run.workdir))
         _require_same_run(run)
+        _require_one_folder(run.workdir)
         if gather(str(done))[0] == str(True):
             _print(f"{workdir}: done already")
             return True
@@ -133,6 +135,21 @@ def _require_same_run(run: Run) -> None:
         **_settings(run.meta), "the content of --config.data.dir": run.dataset.digest,
         "the code's commit": run.meta["commit"],
     })
+
+
+def _require_one_folder(workdir: Path) -> None:
+    """Raises UserError, in all processes, if one has another folder: it would wait for the first save for ever."""
+    if jax.process_count() == 1:
+        return
+    mark = workdir / f".shared-{gather(uuid.uuid4().hex)[0]}"  # a name that no network file system can know yet
+    with contextlib.ExitStack() as finish:
+        with agreed():
+            if jax.process_index() == 0:
+                mark.touch()
+                finish.callback(mark.unlink)
+        with agreed():
+            if not mark.exists():
+                raise UserError(f"--workdir={workdir}: is another folder than process 0's; name one that all share")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tests.data_prep.conftest import LPS, SHAPE, manifest, prepare, records, save, volume
 
-from data_prep.anatomy import AnatomySource, six_regions
+from data_prep.anatomy import AnatomySource, maps_of_nobody, six_regions
 from decomp_jax.data.schema import ANATOMY_CLASSES
 from decomp_jax.errors import UserError
 
@@ -86,6 +86,10 @@ def test_a_folder_holds_one_map_a_patient(tmp_path):
     two = save(tmp_path / "P2_synthseg.nii.gz", halves(1, 2))
     ten = save(tmp_path / "P10" / "labels.nii.gz", halves(1, 2))
     assert [source.file(name) for name in ("P1", "P2", "P10")] == [one, two, ten]
+    for ghost in ("P10/._labels.nii.gz", "._P1.nii.gz"):  # of macOS
+        (tmp_path / ghost).write_bytes(b"\0\5\x16\7")
+    assert [source.file(name) for name in ("P1", "P10")] == [one, ten]
+    assert maps_of_nobody(tmp_path, ["P1", "P2", "P10"]) == []
     with pytest.raises(UserError, match="holds 0 label maps of P3"):
         source.file("P3")
     save(tmp_path / "P2_other.nii.gz", halves(1, 2))

@@ -131,6 +131,13 @@ def test_patients_and_splits_of_the_table(tmp_path):
         prepare("images", "--table", source, "--out", tmp_path / "again")
 
 
+def test_a_patient_is_one_in_either_spelling_of_accents(tmp_path):
+    source = save_set(tmp_path / "set", columns="patient,side")
+    lines = source.read_text().replace("kind 0", "M\u00fcller").replace("kind 1", "Mu\u0308ller")
+    source.write_text(lines, encoding="utf-8")
+    assert {name: len(pictures) for name, pictures in read_pictures(source).items()} == {"M\u00fcller": 10}
+
+
 @pytest.mark.parametrize("old, new, reason", [
     ("0.png,", "none.png,", "line 2 names .*none.png, which does not exist"),
     ("1.png,m1", "0.png,m1", "line 3 names 0.png again"),
@@ -257,6 +264,7 @@ def test_what_masks_say_in_colours_and_alpha(tmp_path, image, values):
 
 @pytest.mark.parametrize("image, name, reason", [
     (Image.fromarray(IN_ALPHA), "mask.png", "alpha channel says other"),
+    (Image.fromarray(IN_ALPHA * np.uint8([0, 1])), "mask.png", "alpha channel says other"),  # painted in black
     (palette(mask(1), RED, BLACK), "mask.png", "first colour of its palette"),
     (palette(mask(1), BLACK, BLACK), "mask.png", "first colour of its palette"),
     (Image.fromarray(mask(1)), "mask.jpg", "JPEG mask other than black and white"),

@@ -117,7 +117,7 @@ def test_a_joined_set_moves_with_its_parts(tmp_path, copies):
         SliceDataset(tmp_path / "moved" / "all", "train")
 
 
-@pytest.mark.parametrize("file", ["rows-train.npy", "slices/slices-train.tfrecord-*"])
+@pytest.mark.parametrize("file", ["rows-train.npy", "fingerprints.npy", "slices/slices-train.tfrecord-*"])
 def test_verify_names_the_file_of_a_part_in_which_a_byte_was_flipped(copies, file):
     join_parts(copies / "all", five(copies))
     verify(copies / "all")
@@ -147,10 +147,11 @@ def spoil_rows(folder: Path) -> None:
     path.write_bytes(path.read_bytes().replace("phantom".encode("utf-32-le"), "phantum".encode("utf-32-le")))
 
 
-def in_manifest(section: str, **changes: object) -> Callable[[Path], None]:
+def in_manifest(section: str, without: str | None = None, **changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         known = manifest(folder)
         known[section] |= changes
+        known[section].pop(without, None)
         known["digest"] = content_digest(known)
         (folder / "manifest.json").write_text(json.dumps(known))
 
@@ -168,8 +169,11 @@ def in_manifest(section: str, **changes: object) -> Callable[[Path], None]:
     (spoil_rows, "part-4/rows-train.npy: checksum is not the one in manifest.json"),
     (lambda folder: next(folder.glob("slices/*train*")).unlink(), "part-4/slices/.*: not found"),
     (lambda folder: (folder / "manifest.json").unlink(), "part-4/manifest.json: not found"),
-    (lambda folder: (folder / "fingerprints.npy").write_bytes(b""), "part-4/fingerprints.npy: damaged"),
-    (lambda folder: np.save(folder / "fingerprints.npy", np.zeros(3, np.uint64)), "part-4/fingerprints.npy: damaged"),
+    (lambda folder: np.save(folder / "fingerprints.npy", np.load(folder / "fingerprints.npy") ^ np.uint64(1)),
+     "part-4/fingerprints.npy: checksum is not the one in manifest.json"),
+    (lambda folder: (folder / "fingerprints.npy").unlink(), "part-4/fingerprints.npy: not found"),
+    (in_manifest("files", without="fingerprints.npy"),
+     "part-4: an older version prepared it, without a checksum of the fingerprints .*; prepare it again"),
 ])
 def test_parts_that_do_not_fit_are_refused(tmp_path, copies, spoil, reason):
     spoil(copies / "part-4")

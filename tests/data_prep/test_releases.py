@@ -130,13 +130,14 @@ def test_what_copies_add_is_passed_over(tmp_path):
     assert found.patients["A"].files["seg"].name == "00000377_final_seg.nii" and not found.left_out
 
 
-def test_a_segmentation_of_another_name_is_taken_and_the_rest_named(tmp_path, capsys):
+@pytest.mark.parametrize("flags", [[], ["--unlabelled"]])
+def test_a_segmentation_of_another_name_is_taken_and_the_rest_named(tmp_path, capsys, flags):
     for seed in range(4):
         save_patient(tmp_path / "src", f"BraTS20_Training_{seed:03d}", seed)
     folder = tmp_path / "src" / "BraTS20_Training_003"
     (folder / "BraTS20_Training_003_seg.nii.gz").rename(folder / "W39_1998.09.19_Segm.nii.gz")
     save(tmp_path / "src" / "atlas.nii", volume())
-    prepare("brats", "--src", tmp_path / "src", "--out", tmp_path / "out", "--size", 16)
+    prepare("brats", "--src", tmp_path / "src", "--out", tmp_path / "out", "--size", 16, *flags)
     line = capsys.readouterr().err.splitlines()[0]
     assert "4 patients, 4 with a segmentation; 1 segmentations of other names taken, first " in line
     assert "W39_1998.09.19_Segm.nii.gz; 1 NIfTI files left out, first " in line and line.endswith("atlas.nii")

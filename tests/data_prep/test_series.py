@@ -1,6 +1,7 @@
 """DICOM: series and segmentations as cases, single images as pictures."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom
@@ -13,6 +14,7 @@ from tests.data_prep.conftest import SIZE, manifest, prepare, table
 from tests.data_prep.same_patients import ED, ET, NCR, save_segmentation, save_series, uid
 
 from data_prep.join import join_parts
+from data_prep.series import read_series_table
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.preparation import dicom
@@ -167,6 +169,56 @@ def test_series_that_are_no_volume_are_refused(scan, tmp_path):
         load_volume(folder)
 
 
+def changed(folder: Path, files: list[pydicom.Dataset], change: Callable[[int, pydicom.Dataset], None]) -> Path:
+    """The files of a series, each changed, in place of those of the folder."""
+    for path in folder.iterdir():
+        path.unlink()
+    for z, one in enumerate(files):
+        change(z, one)
+        one.save_as(folder / f"{z}.dcm", enforce_file_format=True)
+    return folder
+
+
+def scaled(z: int, one: pydicom.Dataset) -> None:
+    """Slices with slopes of their own, as of PET."""
+    one.RescaleSlope = f"{2.0 ** -z}"
+    one.PixelData = (np.frombuffer(one.PixelData, "<u2") << z).tobytes()
+
+
+@pytest.mark.parametrize("change", [
+    lambda z, one: setattr(one, "PhotometricInterpretation", "MONOCHROME1"),  # how it is shown
+    lambda z, one: (setattr(one, "WindowCenter", "40"), setattr(one, "WindowWidth", "80")),
+    lambda z, one: one.compress(pydicom.uid.RLELossless),
+    lambda z, one: setattr(one.file_meta, "TransferSyntaxUID", pydicom.uid.DeflatedExplicitVRLittleEndian),
+    scaled,
+])
+def test_values_are_those_of_the_modality(scan, change):
+    expected = same_patients.patient(0).flair[::-1, ::-1]
+    np.testing.assert_array_equal(load_volume(changed(*scan, change)).get_fdata(), expected)
+
+
+def test_files_that_copies_add_are_passed_over(scan):
+    (scan[0] / "._0.dcm").write_bytes(b"\0\5\x16\7")  # of macOS
+    (scan[0] / ".DS_Store").write_bytes(b"Bud1")
+    np.testing.assert_array_equal(load_volume(scan[0]).get_fdata(), same_patients.patient(0).flair[::-1, ::-1])
+
+
+def test_two_acquisitions_of_a_series_are_no_volume(scan):
+    folder, files = scan
+    for z, one in enumerate(files):
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = uid()
+        one.AcquisitionNumber = 2
+        one.save_as(folder / f"again-{z}.dcm", enforce_file_format=True)
+    with pytest.raises(UserError, match="scan: can't be read as DICOM"):
+        load_volume(folder)
+
+
+def test_channels_of_a_table_go_by_any_of_their_names(written, tmp_path):
+    text = (written[0] / "table.csv").read_text()
+    (tmp_path / "table.csv").write_text(text.replace("t1ce", "T1-Gd", 3))
+    assert read_series_table(written[0], tmp_path / "table.csv").channels == {0: "t1ce", 1: "flair"}
+
+
 def test_segments_overlap_and_may_lie_elsewhere(scan, tmp_path):
     folder, files = scan
     one = same_patients.patient(0)
@@ -259,6 +311,11 @@ def test_colours_masks_and_files_that_are_no_image(tmp_path):
     mask = (PIXELS > 2000).astype(int)
     path = save_single(tmp_path / "mask.dcm", mask, WindowCenter="300", WindowWidth="800")
     np.testing.assert_array_equal(load_mask(path), mask)
+    deep = pydicom.dcmread(tmp_path / "rgb.dcm")
+    deep.BitsAllocated, deep.BitsStored, deep.HighBit = 16, 16, 15
+    deep.PixelData = (colours.astype("<u2") * 257).tobytes()
+    deep.save_as(tmp_path / "deep.dcm")
+    np.testing.assert_allclose(load_picture(tmp_path / "deep.dcm") / 257, expected, atol=1)
     (tmp_path / "no.dcm").write_text("nothing")
     with pytest.raises(UserError, match="no.dcm: can't be read as DICOM"):
         load_picture(tmp_path / "no.dcm")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slow_source
-from tests.data_prep.conftest import damage, manifest, prepare, records, save_patient, table
+from tests.data_prep.conftest import damage, manifest, one_by_one, prepare, records, save_patient, table
 
-from data_prep import phantom, shards
+from data_prep import phantom, shards, slices
 from data_prep.slices import PatientSlices, write_dataset
 from data_prep.splits import PATIENT_SHARES, PHANTOM_SHARES, split_by_hash
 from decomp_jax.data.schema import ROW_COLUMNS, SPLITS
@@ -78,6 +78,18 @@ def test_bytes_depend_neither_on_the_workers_nor_on_the_process(tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
+def test_classes_that_no_slice_shows_are_told(tmp_path, capsys):
+    """As where every mask is black, or the wrong channel was saved as one."""
+    def patient(patient_id: str) -> PatientSlices:
+        return dataclasses.replace(slow_source.patient(patient_id), label=np.full((3, 8, 8), 2, np.uint8))
+
+    for name, prepare, told in (("none", slow_source.patient, "NCR, ED, ET"), ("some", patient, "NCR, ET")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slices, "map_in_order", one_by_one)
+            write(tmp_path / name, prepare=prepare)
+        assert f"{name}: no slice shows {told}\n" in capsys.readouterr().err
+
+
 def test_the_digest_depends_on_every_byte(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", splits=split_by_hash([f"patient-{i:04d}" for i in range(1, 10)], PATIENT_SHARES, seed=0))
@@ -94,7 +106,7 @@ def test_shards_of_equal_length_and_a_rest(tmp_path, monkeypatch):
     for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
     assert manifest(tmp_path / "many")["files"].keys() == contents(tmp_path / "many").keys() - {
-        "fingerprints.npy", "manifest.json", "slices/features.json", "slices/dataset_info.json"
+        "manifest.json", "slices/features.json", "slices/dataset_info.json"
     }
 
 

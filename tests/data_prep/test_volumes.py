@@ -16,9 +16,14 @@ from tests.data_prep import same_patients
 from tests.data_prep.conftest import SIZE, manifest, prepare, records, table
 from tests.data_prep.same_patients import AFFINE, ED, ET, NCR, SHAPE, save, write_json
 
-from data_prep.layouts import read_layout
-from data_prep.names import lesion_names, smallest_regions
+from data_prep.cases import split_cases
+from data_prep.layouts import Found, Layout, read_layout
+from data_prep.names import channel_name, lesion_names, smallest_regions
+from data_prep.volumes import Volumes, name_volumes
+from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
+from decomp_jax.preparation.scan import open_scan
+from decomp_jax.preparation.volume import Source
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -204,6 +209,30 @@ def test_ignored_slices_are_unlabelled(tmp_path, nnunet):
     assert sum(not row["labelled"] for row in table(tmp_path / "out")) == 1
 
 
+def test_a_case_that_several_folds_hold_out_is_a_query_of_each(nnunet):
+    """As of folds that were drawn with replacement."""
+    names = sorted(same_patients.patients())
+    write_json(nnunet / "splits_final.json", [{"val": names[:4]}, {"val": names[3:]}])
+    layout = read_layout(nnunet, {}, {})
+    cases = name_volumes(layout, modalities=None, lesion_classes=(), anatomy_labels=(), unlabelled=False).cases
+    for fold, held_out in (("0", names[:4]), ("1", names[3:])):
+        splits = split_cases(cases, csv=None, query_fold=fold, seed=0)
+        assert [name for name in names if splits[name] == "query"] == held_out
+
+
+def test_files_that_are_of_no_case_are_named(tmp_path, nnunet, capsys):
+    one = same_patients.patient(0)
+    others = ["imagesTr/BraTS2021_00001.nii.gz", "imagesTr/BraTS2021_00001_0000.nii", "labelsTr/BraTS2021_00012.NII.GZ"]
+    for name in others:
+        save(nnunet / name, one.t1ce)
+    text = (nnunet / "dataset.json").read_bytes()
+    (nnunet / "dataset.json").write_bytes(b"\xef\xbb\xbf" + text)  # as editors of Windows write it
+    prepare("volumes", "--src", nnunet, "--out", tmp_path / "out", "--size", 32)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.endswith(f"; 3 files left out, first {nnunet}/imagesTr/BraTS2021_00001.nii.gz")
+    assert manifest(tmp_path / "out")["source"]["left_out"] == others and manifest(tmp_path / "out")["patients"] == 12
+
+
 def test_folds_are_queries(tmp_path, nnunet):
     prepare("volumes", "--src", nnunet, "--out", tmp_path / "out", "--size", 32, "--query_fold=1")
     splits = {row["patient_id"]: row["split"] for row in table(tmp_path / "out")}
@@ -258,7 +287,48 @@ def test_names_of_gliomas_and_of_others():
         smallest_regions({"a": (1, 2), "b": (2, 3)}, "dataset.json")
 
 
+def test_what_is_left_of_regions_is_known_where_all_are_there():
+    """Of the whole tumour without its core, or of the core without what enhances, something else is left."""
+    whole, core, enhancing = {"whole tumor": (1, 2, 3)}, {"tumor core": (2, 3)}, {"enhancing tumor": (3,)}
+    assert lesion_names(whole | core | enhancing) == {"whole tumor": "ED", "tumor core": "NCR", "enhancing tumor": "ET"}
+    for some in (whole, core, whole | core, whole | enhancing, core | enhancing):
+        assert lesion_names(some) == {name: name for name in some}
+
+
+def test_signs_that_tell_sequences_apart_stay():
+    names = {"T1-Gd": "t1ce", "t1_ce": "t1ce", "T2 FLAIR": "flair", "T2w": "t2", "T2*": "T2*", "T1+": "T1+"}
+    assert {name: channel_name(name) for name in names} == names
+
+
+def named(*of_cases: dict[str, tuple[int, ...]], regions: dict[str, tuple[int, ...]] | None = None) -> Volumes:
+    """A set whose cases name their labels themselves, or not."""
+    image, label = {0: Source(Path("image"))}, Source(Path("label"))
+    cases = [Found(f"case {i}", image, label, regions=one) for i, one in enumerate(of_cases)]
+    layout = Layout("a set", Path("set.json"), {0: "t1ce"}, regions or {}, cases or [Found("case", {}, None)])
+    return name_volumes(layout, modalities=None, lesion_classes=(), anatomy_labels=(), unlabelled=True)
+
+
+def test_a_segment_is_called_alike_in_all_cases():
+    """Whatever others its case has: here edema is no part of a glioma's three."""
+    found = named({"edema": (1,)}, {"cyst": (1,), "edema": (2,)})
+    assert found.lesion_classes == ("cyst", "edema")
+    assert found.called == {"cyst": "cyst", "edema": "edema", "t1ce": "t1ce"}
+    assert [case.values.lesion for case in found.cases.values()] == [{1: 2}, {1: 1, 2: 2}]
+    assert named({"edema": (1,)}, {"ET": (1,)}).lesion_classes == ("ED", "ET")
+
+
+def test_0_is_background_and_ignore_is_ignore_however_they_are_called():
+    found = named(regions={"Clear Label": (0,), "cancer": (1,), "Ignore": (2,)})
+    (case,) = found.cases.values()
+    assert found.lesion_classes == ("cancer",) and case.values.lesion == {0: 0, 1: 1} and case.values.ignore == 2
+    with pytest.raises(UserError, match="set.json: label 'cancer' holds 0, which is the background"):
+        named(regions={"cancer": (0, 1)})
+    with pytest.raises(UserError, match="set.json: label ignore has several values"):
+        named(regions={"cancer": (1,), "ignore": (2, 3)})
+
+
 @pytest.mark.parametrize(("flags", "reason"), [
+    (["--modalities=t1ce,T1c"], "--modalities=t1ce,t1ce: has a channel twice"),
     (["--modalities=t2"], "dataset.json: has no channel t2, but T1ce, Flair; .*--channels=t2=0"),
     (["--anatomy_labels=liver"], "--anatomy_labels: no label is called liver; .*enhancing tumor, tumor core, whole"),
     (["--channels=t1ce=4"], "BraTS2021_00000 has no t1ce file"),
@@ -319,13 +389,28 @@ def test_bad_sets_are_refused(tmp_path, nnunet, spoil, reason):
 @pytest.mark.parametrize(("content", "reason"), [
     ({"training": [{"image": "a.nii.gz", "label": 1}]}, "label 1 is a number"),
     ({"training": [{"label": "a.nii.gz"}]}, "not of the form .*no 'image'"),
-    ({"training": [{"image": "a/x.nii.gz"}, {"image": "a/x.nii.gz"}]}, "case a is there twice"),
+    ({"training": [{"image": "a/x.nii.gz"}, {"image": "a/x.nii.gz"}]}, "case x is there twice"),
+    ({"training": [{"image": "a/x.nii.gz", "label": ""}]}, "x has no segmentation"),
     ({"training": []}, "names no cases"),
 ])
 def test_bad_datalists_are_refused(tmp_path, content, reason):
     with pytest.raises(UserError, match=f"list.json.*{reason}|{reason}"):
         prepare("volumes", "--src", write_json(tmp_path / "list.json", content), "--out", tmp_path / "out",
                 "--channels=t1=0", "--labels=a=1")
+
+
+def test_folds_and_lists_of_a_datalist_are_queries(tmp_path):
+    def item(name: str, **more: int) -> dict:
+        return {"image": f"{name}.nii.gz", "label": f"{name}-label.nii.gz", **more}
+
+    content = {"training": [item("a", fold=0), item("b", fold=1), item("c")], "validation": [item("d")],
+               "testing": [item("e"), "f.nii.gz"]}
+    layout = read_layout(write_json(tmp_path / "list.json", content), {0: "t1"}, {"a": (1,)})
+    cases = name_volumes(layout, modalities=None, lesion_classes=(), anatomy_labels=(), unlabelled=False).cases
+    assert [*cases] == [*"abcde"]
+    for fold, query in (("0", "a"), ("1", "b"), ("validation", "d"), ("test", "e")):
+        splits = split_cases(cases, csv=None, query_fold=fold, seed=0)
+        assert [name for name in splits if splits[name] == "query"] == [query]
 
 
 def test_ids_are_what_file_names_have_in_common(tmp_path):
@@ -356,6 +441,10 @@ def test_a_mask_beside_the_scan_strips_the_skull(tmp_path, as_brats):
         prepare(*flags, "--out", tmp_path / "out", "--size", SIZE)
     prepare(*flags, "--out", tmp_path / "out", "--size", SIZE, "--mask", tmp_path / "src")
     assert manifest(tmp_path / "out")["digest"] == manifest(as_brats)["digest"]
+    record, settings = records(as_brats, "query")[0], Settings.from_json(manifest(as_brats)["settings"])
+    asked = tmp_path / "src" / record["patient_id"]
+    scan = open_scan(next(asked.glob("*_t1ce.nii.gz")), settings, asked / "brain_mask.nii.gz")
+    np.testing.assert_array_equal(scan.shown(record["slice_index"]), record["image"])
     save(tmp_path / "src" / "BraTS2021_00000" / "brain_mask.nii.gz", np.ones(SHAPE, np.uint8))
     with pytest.raises(UserError, match="brain_mask.nii.gz: is no mask of the body"):
         prepare(*flags, "--out", tmp_path / "no", "--size", SIZE, "--mask", tmp_path / "src")

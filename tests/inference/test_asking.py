@@ -16,6 +16,7 @@ from PIL import Image
 
 import evaluate
 from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.inference import query as module
 from decomp_jax.inference import sheet
@@ -24,6 +25,7 @@ from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import contact_sheet
 from decomp_jax.inference.sketch import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
+from decomp_jax.preparation.picture import FOREGROUND
 from decomp_jax.preparation.scan import open_scan
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.retrieval.queries import AWAY
@@ -336,10 +338,16 @@ def test_drawings_lie_where_images_do(archive: Archive, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="half.nii.gz: has values that are not 0, 1, 2"):
         load_drawing(write_scan(tmp_path / "half.nii.gz", drawn + 0.5), settings, 1)
     asked = open_scan(write_scan(tmp_path / "asked.nii.gz", drawn * np.arange(1, 61)), settings)
-    on_slice = load_drawing(draw(tmp_path / "slice.png", drawn[1]), settings, scan=asked)
+    on_slice = load_drawing(draw(tmp_path / "slice.png", drawn[1]), settings, asked=asked)
     np.testing.assert_array_equal(on_slice, load_drawing(volume, settings, 1))
     smaller = draw(tmp_path / "smaller.png", drawn[1, :50, :50])
-    np.testing.assert_array_equal(load_drawing(smaller, settings, scan=asked), drawn[1, :50, :50])
+    np.testing.assert_array_equal(load_drawing(smaller, settings, asked=asked), drawn[1, :50, :50])
+    with pytest.raises(UserError, match="other.nii.gz: its affine disagrees with asked.nii.gz by up to 8"):
+        load_drawing(write_scan(tmp_path / "other.nii.gz", drawn, bottom=8), settings, 1, asked=asked)
+    pictures = Settings("images", 64, modalities=("image",), foreground=FOREGROUND)
+    with pytest.raises(UserError, match="single.nii.gz: of single.nii.gz and wide.png one is NIfTI"):
+        load_drawing(single, pictures, asked=tmp_path / "wide.png")
+    np.testing.assert_array_equal(load_drawing(single, pictures, asked=single), drawn[1])
     wide = load_drawing(draw(tmp_path / "wide.png", np.ones((10, 20))), settings)
     np.testing.assert_array_equal(wide, np.pad(np.ones((10, 20), int), ((5, 5), (0, 0))))
     np.save(tmp_path / "wide.npy", np.ones((10, 20)))

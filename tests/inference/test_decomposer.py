@@ -77,7 +77,7 @@ def test_painting_the_codes_of_an_image_gives_its_x_plus(decomposer, images):
 @pytest.mark.parametrize("change, says", [
     ({"size": 32}, "data: prepared with size=32, the network was trained on 16"),
     ({"modalities": ("t1",)}, "modalities"), ({"field_mm": 400.0}, "field_mm=400.0"), ({"plane": "coronal"}, "plane"),
-    ({"foreground": "window"}, "foreground=window"),
+    ({"foreground": "window"}, "foreground=window"), ({"intensity_clip": (-100.0, 250.0)}, "intensity_clip="),
 ])
 def test_images_prepared_otherwise_are_refused(decomposer, change, says):
     same = Images(SETTINGS)

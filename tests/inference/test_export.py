@@ -1,10 +1,18 @@
 """The model card."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from decomp_jax.config import Config
 from decomp_jax.data.schema import Settings
+from decomp_jax.errors import UserError
 from decomp_jax.inference.export import model_card
+from decomp_jax.training.checkpoint import restore_for_inference
+from tests.conftest import ROOT
 
 NONE = {"mean": 0.25, "low": None, "high": None}
 SOME = {"mean": 0.5, "low": 0.4, "high": 0.6}
@@ -31,6 +39,17 @@ def card(name: str = "model", *, reports: int = 1, failures: str | None = None, 
         "segmentation": {"dice": {"whole lesion": NONE}, "lesion-free slices with a finding": SOME},
     }
     return model_card(name, meta | changes, [metrics, other][:reports], failures)
+
+
+@pytest.mark.parametrize("change", [{"step": None}, {"settings": []}, {"digests": {}}, {"config": {"model": {}}}])
+def test_an_edited_meta_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    shutil.copytree(ROOT / "models" / "phantom64", tmp_path / "model")
+    meta = tmp_path / "model" / "meta.json"
+    text = json.loads(meta.read_text())
+    for edited in (text | change, {name: value for name, value in text.items() if name not in change}, [text]):
+        meta.write_text(json.dumps(edited))
+        with pytest.raises(UserError, match="model/meta.json: .*; "):
+            restore_for_inference(tmp_path / "model")
 
 
 def test_numbers_have_their_intervals_or_say_why_not() -> None:

@@ -59,6 +59,7 @@ def test_two_processes_encode_and_search_as_one(two, phantom, tmp_path):
 @pytest.mark.parametrize("what, says", [
     ("settings", "--config.train.seed differs: 0 in process 0, 7 in process 1"),
     ("data", "the content of --config.data.dir differs: "),
+    ("folders", "/folder-1: is another folder than process 0's; name one that all share"),
     ("no data", "/nowhere/manifest.json: not found"),
     ("unreadable", "8: can't be read now ([Errno 116] Stale file handle); it is left as it is"),
 ])

@@ -84,6 +84,8 @@ if second:
     (data / "manifest.json").write_text(json.dumps({**manifest, "digest": content_digest(manifest)}))
 attempt("data", dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(data))), args.out / "data")
 
+attempt("folders", config, args.out / f"folder-{jax.process_index()}")
+
 attempt("no data", config_for(Path("/nowhere") if second else args.phantom), args.out / "none")
 
 
