@@ -34,7 +34,7 @@ def card(name: str = "model", *, reports: int = 1, failures: str | None = None, 
         "retrieval": dict.fromkeys(methods, dice), "segmentation": {"dice": {"whole lesion": SOME}},
     }
     other = metrics | {
-        "protocol": metrics["protocol"] | {"reference split": "others"},
+        "protocol": metrics["protocol"] | {"reference split": "others", "slab mm": 4.0},
         "provenance": {"data_digest": "a" * 64, "settings": Settings("brats", 64).to_json()},
         "segmentation": {"dice": {"whole lesion": NONE}, "lesion-free slices with a finding": SOME},
     }
@@ -85,6 +85,10 @@ def test_a_run_that_started_from_another_says_so() -> None:
     text = " ".join(card(config=config, started_from=before).split())
     assert f"from the parameters of first (500 steps on data `{'e' * 16}`, commit babe)" in text
     assert "/somewhere" not in text
+
+
+def test_slabs_are_named_where_codes_are_of_them() -> None:
+    assert [card(reports=reports).count("a deviation of 4 mm") for reports in (1, 2)] == [0, 1]
 
 
 def test_names_are_text() -> None:
