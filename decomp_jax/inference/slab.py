@@ -21,7 +21,9 @@ Note = TypeVar("Note")
 
 OF_A_CELL = 1 / 8  # the slab's deviation, of a code cell's side
 REACH = 3  # deviations
-BATCH = 16  # slices of a scan encoded at a time
+# Slices of a scan encoded at a time, but for a few, which are encoded one by one.
+BATCH = 8
+FEW = 4
 
 
 def default_slab_mm(settings: Settings, grid: int) -> float:
@@ -66,10 +68,10 @@ def of_scan(
     decomposer: Decomposer, images: Float[np.ndarray, "n s s c"], heights: Float[np.ndarray, "n"], slab_mm: float
 ) -> Latents:
     """Latents of slices of one scan, the abnormal ones of slabs made of these slices."""
-    parts = []
-    for start in range(0, len(images), BATCH):
-        some = images[start : start + BATCH]
-        padded = np.pad(some, [(0, BATCH - len(some))] + [(0, 0)] * 3)  # one width alone, since each is compiled for
+    parts, size = [], 1 if len(images) <= FEW else BATCH  # two widths alone, since each is compiled for
+    for start in range(0, len(images), size):
+        some = images[start : start + size]
+        padded = np.pad(some, [(0, size - len(some))] + [(0, 0)] * 3)
         parts.append(jax.tree.map(lambda part: part[: len(some)], decomposer.latents(padded)))
     latents = jax.tree.map(lambda *those: np.concatenate(those), *parts)
     weights = slab_weights(np.zeros(len(images)), heights, slab_mm)

@@ -73,6 +73,20 @@ def test_without_heights_or_slabs_a_slice_is_by_itself(heights: list[float], sla
     assert slab.slab_around(np.array(heights), 3, slab_mm).tolist() == [3]
 
 
+@pytest.mark.parametrize("count, widths", [(1, {1}), (slab.FEW, {1}), (slab.FEW + 1, {slab.BATCH}), (20, {slab.BATCH})])
+def test_a_few_slices_are_encoded_without_others(count: int, widths: set[int]) -> None:
+    seen = []
+
+    class Counting(Eyes):
+        def latents(self, images: np.ndarray) -> Latents:
+            seen.append(len(images))
+            return super().latents(images)
+
+    found = slab.of_scan(Counting(), vectors(count), np.arange(float(count)), 0.0)
+    np.testing.assert_array_equal(found.abnormal, vectors(count))
+    assert {*seen} == widths
+
+
 def test_batches_are_parts_of_one_pass() -> None:
     """Slabs pass the edges of batches, and end with patients; the last batch is padded."""
     rows = rows_of([*range(10)], [*range(0, 14, 2)], [*range(4)])
