@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Integer, Shaped
 from decomp_jax.data.schema import Settings
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.mesh import data_mesh, sharded, split_over
+from decomp_jax.preparation.picture import FOREGROUND as PICTURES
 from decomp_jax.types import Latents
 
 Note = TypeVar("Note")
@@ -27,8 +28,11 @@ FEW = 4
 
 
 def default_slab_mm(settings: Settings, grid: int) -> float:
-    """Deviation of the Gaussian slab along the scan, mm: 4 for a field of 256 mm and the paper's 8 x 8 codes."""
-    return settings.field_mm / grid * OF_A_CELL
+    """Deviation of the Gaussian slab along the scan, mm: 4 for a field of 256 mm and the paper's 8 x 8 codes.
+
+    0 of pictures, which are of no scan.
+    """
+    return 0.0 if settings.foreground == PICTURES else settings.field_mm / grid * OF_A_CELL
 
 
 def slab_weights(

@@ -6,6 +6,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from decomp_jax.data.schema import Settings
 from decomp_jax.inference import slab
+from decomp_jax.preparation.picture import FOREGROUND
 from decomp_jax.types import Latents
 
 CELLS = (2, 2, 3)
@@ -85,6 +86,11 @@ def test_a_few_slices_are_encoded_without_others(count: int, widths: set[int]) -
     found = slab.of_scan(Counting(), vectors(count), np.arange(float(count)), 0.0)
     np.testing.assert_array_equal(found.abnormal, vectors(count))
     assert {*seen} == widths
+
+
+def test_pictures_have_no_slabs() -> None:
+    assert slab.default_slab_mm(Settings(source="scans", size=64), 8) == 4
+    assert slab.default_slab_mm(Settings(source="pictures", size=64, foreground=FOREGROUND), 8) == 0
 
 
 def test_batches_are_parts_of_one_pass() -> None:
