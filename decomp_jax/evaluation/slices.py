@@ -94,23 +94,28 @@ class SliceSet:
         """`features` are those of all slices of `dataset`, by name; `slab_mm` as of `inference.encode`."""
         slab_mm = default_slab_mm(dataset.settings, decomposer.grid) if slab_mm is None else slab_mm
         labelled = dataset.rows["labelled"]
-        positions = np.flatnonzero(labelled) if labelled.any() else np.arange(len(dataset))
+        kept = labelled if labelled.any() else ~labelled
+        positions, patients = np.flatnonzero(kept), dataset.rows["patient_id"]
+        near = np.flatnonzero(np.isin(patients, np.unique(patients[kept])))  # slabs are of all slices of a scan
         fields = ("image", "label", "anatomy") if dataset.settings.anatomy_classes else ("image", "label")
         arrays: dict[str, np.ndarray] = {}
-        batches = read_batches(dataset, fields, positions, f"encode {split}")
-        for place, batch, latents in with_latents(decomposer, batches, dataset.rows[positions], slab_mm):
+        written = 0
+        batches = read_batches(dataset, fields, near, f"encode {split}")
+        for place, batch, latents in with_latents(decomposer, batches, dataset.rows[near], slab_mm):
+            some = kept[near[place]]
+            to = slice(written, written := written + np.count_nonzero(some))
             for name, part in valid_rows(_encode_batch(decomposer, batch, latents), place).items():
                 if name not in arrays:
                     arrays[name] = scratch((len(positions), *part.shape[1:]), part.dtype)
-                arrays[name][place] = part
+                arrays[name][to] = part[some]
         bank = CodeBank.from_arrays(
             **{name: arrays.pop(name) for name in CODES}, rows=dataset.rows[positions],
             normal_codebook=decomposer.normal_codebook, abnormal_codebook=decomposer.abnormal_codebook,
             meta={"slab_mm": slab_mm},
         )
-        kept = {name: map_blocks(vectors.__getitem__, positions) for name, vectors in (features or {}).items()}
+        given = {name: map_blocks(vectors.__getitem__, positions) for name, vectors in (features or {}).items()}
         return cls(
-            dataset=dataset, rows=bank.rows, positions=positions, bank=bank, features=kept,
+            dataset=dataset, rows=bank.rows, positions=positions, bank=bank, features=given,
             **{"anatomy": None} | arrays,
         )
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,9 @@ def search_banks(
         raise UserError("--within_mm: is of --level=patient; leave it out, or search for patients")
     bank, queries = CodeBank.load(bank_dir), CodeBank.load(queries_dir)
     require_same_model(bank, queries)
+    if bank.slab_mm != queries.slab_mm and by != "normal" and jax.process_index() == 0:
+        print(f"{queries.name}: its abnormal codes are of slabs of {queries.slab_mm:g} mm, {bank.name}'s of "
+              f"{bank.slab_mm:g} mm; encode both with one --slab_mm", file=sys.stderr)
     if level == "patient":
         found = _search_patients(bank, queries, PATHS if by == "both" else (by,), k=k, within_mm=within_mm,
                                  exclude_same_patient=exclude_same_patient)

@@ -15,18 +15,24 @@ from jaxtyping import Array, Float, Integer, Shaped
 from decomp_jax.data.schema import Settings
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.mesh import data_mesh, sharded, split_over
+from decomp_jax.preparation.picture import FOREGROUND as PICTURES
 from decomp_jax.types import Latents
 
 Note = TypeVar("Note")
 
 OF_A_CELL = 1 / 8  # the slab's deviation, of a code cell's side
 REACH = 3  # deviations
-BATCH = 16  # slices of a scan encoded at a time
+# Slices of a scan encoded at a time, but for a few, which are encoded one by one.
+BATCH = 8
+FEW = 4
 
 
 def default_slab_mm(settings: Settings, grid: int) -> float:
-    """Deviation of the Gaussian slab along the scan, mm: 4 for a field of 256 mm and the paper's 8 x 8 codes."""
-    return settings.field_mm / grid * OF_A_CELL
+    """Deviation of the Gaussian slab along the scan, mm: 4 for a field of 256 mm and the paper's 8 x 8 codes.
+
+    0 of pictures, which are of no scan.
+    """
+    return 0.0 if settings.foreground == PICTURES else settings.field_mm / grid * OF_A_CELL
 
 
 def slab_weights(
@@ -66,10 +72,10 @@ def of_scan(
     decomposer: Decomposer, images: Float[np.ndarray, "n s s c"], heights: Float[np.ndarray, "n"], slab_mm: float
 ) -> Latents:
     """Latents of slices of one scan, the abnormal ones of slabs made of these slices."""
-    parts = []
-    for start in range(0, len(images), BATCH):
-        some = images[start : start + BATCH]
-        padded = np.pad(some, [(0, BATCH - len(some))] + [(0, 0)] * 3)  # one width alone, since each is compiled for
+    parts, size = [], 1 if len(images) <= FEW else BATCH  # two widths alone, since each is compiled for
+    for start in range(0, len(images), size):
+        some = images[start : start + size]
+        padded = np.pad(some, [(0, size - len(some))] + [(0, 0)] * 3)
         parts.append(jax.tree.map(lambda part: part[: len(some)], decomposer.latents(padded)))
     latents = jax.tree.map(lambda *those: np.concatenate(those), *parts)
     weights = slab_weights(np.zeros(len(images)), heights, slab_mm)

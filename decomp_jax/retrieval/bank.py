@@ -160,12 +160,15 @@ class CodeBank:
         """Joins banks of the same model, in order; rows of the second follow those of the first.
 
         Raises:
-            UserError: naming the bank whose model, preprocessing, grid, codebooks or columns differ from the first's.
+            UserError: naming the bank whose model, preprocessing, grid, codebooks, slabs or columns differ from the first's.
         """
         if not banks:
             raise UserError("banks: nothing to join; give at least one bank")
         for bank in banks[1:]:
             require_same_model(banks[0], bank)
+            if bank.slab_mm != banks[0].slab_mm:
+                raise UserError(f"{bank.name}/bank.json: slab_mm is {bank.slab_mm:g}, {banks[0].name}'s "
+                                f"{banks[0].slab_mm:g}; encode both with one --slab_mm")
             if bank.rows.dtype.names != banks[0].rows.dtype.names:
                 raise UserError(f"{bank.name}/rows.npy: columns {bank.rows.dtype.names} are not those of "
                                 f"{banks[0].name}, {banks[0].rows.dtype.names}; encode both with the same program")

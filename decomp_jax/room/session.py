@@ -117,6 +117,7 @@ class Room:
             self.about,
             functools.partial(self._pictures.pictures, [{"row": row} for row in range(min(len(self._bank), BATCH))]),
             functools.partial(self.look, {"image": last}),
+            functools.partial(self.look, {"image": blank}),  # one that is brought is encoded by itself
         ]
         for share in (0.0, 0.5, 1.0):
             question = {"anatomy": first, "lesion": last, "share": share}

@@ -13,7 +13,7 @@ from decomp_jax.evaluation import scratch as module
 from decomp_jax.evaluation.scores import kind_columns, query_blocks
 from decomp_jax.evaluation.scratch import map_blocks, scratch
 from decomp_jax.evaluation.slices import SliceSet, lesion_side, shrink
-from tests.evaluation.fakes import Heads
+from tests.evaluation.fakes import FakeDecomposer, Heads
 
 
 @pytest.mark.parametrize(("size", "side"), [(32, 32), (64, 64), (96, 96), (128, 64), (240, 80), (256, 64)])
@@ -34,6 +34,19 @@ def test_a_set_holds_what_its_data_set_holds(query: SliceSet, heads: dict[str, H
     np.testing.assert_array_equal(query.lesion, fields["label"].any((1, 2)))
     np.testing.assert_allclose(query.lesion_area, (fields["label"] > 0).mean((1, 2)))
     np.testing.assert_array_equal(query.lesion_side, lesion_side(fields["label"]))
+
+
+def test_slabs_are_of_slices_without_labels_too(decomposer: FakeDecomposer) -> None:
+    """As in a bank; patients without any label are not read."""
+    heads = Heads(4, 6, seed=2)
+    whole = SliceSet.encode(decomposer, heads, "query", slab_mm=6.0)
+    heads.rows["labelled"][[1, 8, 9, *range(12, 18)]] = False
+    some = SliceSet.encode(decomposer, heads, "query", slab_mm=6.0)
+    left = np.flatnonzero(heads.rows["labelled"])
+    np.testing.assert_array_equal(some.positions, left)
+    for name in ("label", "z_e_abnormal", "z_e_normal", "segmentation"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[left])
+    np.testing.assert_array_equal(some.bank.abnormal_indices, whole.bank.abnormal_indices[left])
 
 
 def test_blocks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,16 @@ def test_hits(banks: Path, tmp_path: Path, by: str) -> None:
     assert all(line["patient_id"] == bank.rows["patient_id"][int(line["row"])] for line in lines)
 
 
+@pytest.mark.parametrize("by, told", [("normal", False), ("abnormal", True), ("both", True)])
+def test_banks_of_different_slabs_are_told(
+    banks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str, told: bool,
+) -> None:
+    slabs = dataclasses.replace(CodeBank.load(banks / "query"), meta={"slab_mm": 4.0})
+    slabs.save(tmp_path / "slabs")
+    search_banks(banks / "reference", tmp_path / "slabs", out=tmp_path / "hits.csv", **{**OPTIONS, "by": by})
+    assert ("slabs of 4 mm" in capsys.readouterr().err) == told
+
+
 def test_relative_distances(banks: Path, tmp_path: Path) -> None:
     lines = run(banks, tmp_path, by="abnormal", relative=True)
     bank, queries = CodeBank.load(banks / "reference"), CodeBank.load(banks / "query")

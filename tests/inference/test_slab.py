@@ -6,6 +6,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from decomp_jax.data.schema import Settings
 from decomp_jax.inference import slab
+from decomp_jax.preparation.picture import FOREGROUND
 from decomp_jax.types import Latents
 
 CELLS = (2, 2, 3)
@@ -71,6 +72,25 @@ def test_without_heights_or_slabs_a_slice_is_by_itself(heights: list[float], sla
     found = slab.of_scan(Eyes(), vectors(9), np.array(heights), slab_mm)
     np.testing.assert_array_equal(found.abnormal, vectors(9))
     assert slab.slab_around(np.array(heights), 3, slab_mm).tolist() == [3]
+
+
+@pytest.mark.parametrize("count, widths", [(1, {1}), (slab.FEW, {1}), (slab.FEW + 1, {slab.BATCH}), (20, {slab.BATCH})])
+def test_a_few_slices_are_encoded_without_others(count: int, widths: set[int]) -> None:
+    seen = []
+
+    class Counting(Eyes):
+        def latents(self, images: np.ndarray) -> Latents:
+            seen.append(len(images))
+            return super().latents(images)
+
+    found = slab.of_scan(Counting(), vectors(count), np.arange(float(count)), 0.0)
+    np.testing.assert_array_equal(found.abnormal, vectors(count))
+    assert {*seen} == widths
+
+
+def test_pictures_have_no_slabs() -> None:
+    assert slab.default_slab_mm(Settings(source="scans", size=64), 8) == 4
+    assert slab.default_slab_mm(Settings(source="pictures", size=64, foreground=FOREGROUND), 8) == 0
 
 
 def test_batches_are_parts_of_one_pass() -> None:

@@ -68,6 +68,7 @@ def test_joined_banks(bank: CodeBank, saved: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change, message", [
     ({"meta": {"model_digest": "other"}}, "bank.json: model_digest"),
+    ({"meta": {"model_digest": "m", "preprocessing": {"size": 64}, "slab_mm": 4.0}}, "bank.json: slab_mm is 4"),
     ({"normal_codebook": np.zeros((64, 8), np.float32)}, "normal_codebook.npy: differs"),
     ({"rows": np.zeros(300, [("patient_id", "U8"), ("slice_index", "i4"), ("more", "i4")])}, "rows.npy: columns"),
     ({"normal_indices": np.zeros((300, 2, 8), np.uint16), "abnormal_indices": np.zeros((300, 2, 8), np.uint16)},

@@ -124,6 +124,25 @@ def test_a_slice_that_was_brought_keeps_its_slab(room: Room, decomposer: FakeDec
     np.testing.assert_array_equal(alone, decomposer.encode(scan_slices[[2]]).abnormal_indices[0])
 
 
+@pytest.mark.parametrize("slab_mm", [0.0, 6.0])
+def test_after_the_warm_up_nothing_is_compiled_for_what_is_brought(
+    decomposer: FakeDecomposer, heads: dict[str, Heads], reference: SliceSet, monkeypatch: pytest.MonkeyPatch,
+    slab_mm: float,
+) -> None:
+    widths, latents = set(), FakeDecomposer.latents
+    monkeypatch.setattr(FakeDecomposer, "latents", lambda self, images: widths.add(len(images)) or latents(self, images))
+    bank = dataclasses.replace(reference.bank, meta={"slab_mm": slab_mm})
+    room = Room(decomposer, bank, heads["reference"], bank_digest="")
+    for step in room.warm_up():
+        step()
+    warm = set(widths)
+    answer = room.slice_of({"id": room.bring(body([scan()])).data["id"], "slice": 4})
+    image = {part: base64.b64encode(answer.arrays[part].tobytes()).decode() for part in ("pixels", "slab")}
+    room.look({"image": image})
+    room.look({"image": {"row": 20}})
+    assert widths == warm
+
+
 def test_a_drawing_is_asked_with(
     room: Room, decomposer: FakeDecomposer, heads: dict[str, Heads], reference: SliceSet,
     monkeypatch: pytest.MonkeyPatch,
