@@ -369,12 +369,12 @@ MUTATIONS = {
         "decomp_jax/inference/slab.py", "for other in (before, own, after)]", "for other in (None, own, None)]", SLAB,
     ),
     "a slice of a scan is asked with by itself": Mutation(
-        "decomp_jax/inference/asking.py", "latents = of_scan(decomposer, scan.image(near), scan.position_mm(near), slab_mm)",
-        "latents = of_scan(decomposer, scan.image(near), scan.position_mm(near), 0.0)", "tests/inference/test_asking.py",
+        "decomp_jax/inference/asking.py", "latents = over_scan(latents_of(decomposer, scan.image(near)), scan.position_mm(near), slab_mm)",
+        "latents = over_scan(latents_of(decomposer, scan.image(near)), scan.position_mm(near), 0.0)", "tests/inference/test_asking.py",
     ),
     "the room asks with slices by themselves": Mutation(
-        "decomp_jax/room/images.py", "return of_scan(self._decomposer, images, heights, self._bank.slab_mm)",
-        "return of_scan(self._decomposer, images, heights, 0.0)", ROOM,
+        "decomp_jax/room/images.py", "found = over_scan(latents, heights[near], self._bank.slab_mm)",
+        "found = over_scan(latents, heights[near], 0.0)", ROOM,
     ),
 }
 

@@ -15,7 +15,7 @@ from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.evaluation.scratch import map_blocks, scratch
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
-from decomp_jax.inference.slab import default_slab_mm, with_latents
+from decomp_jax.inference.slab import default_slab_mm, with_slab_latents
 from decomp_jax.losses.cells import cell_means
 from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.retrieval import CodeBank
@@ -101,7 +101,7 @@ class SliceSet:
         arrays: dict[str, np.ndarray] = {}
         written = 0
         batches = read_batches(dataset, fields, near, f"encode {split}")
-        for place, batch, latents in with_latents(decomposer, batches, dataset.rows[near], slab_mm):
+        for place, batch, latents in with_slab_latents(decomposer, batches, dataset.rows[near], slab_mm):
             some = kept[near[place]]
             to = slice(written, written := written + np.count_nonzero(some))
             for name, part in valid_rows(_encode_batch(decomposer, batch, latents), place).items():

@@ -14,7 +14,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import fitting
 from decomp_jax.inference.sketch import region_weights, sketch_latents
-from decomp_jax.inference.slab import of_scan, slab_around
+from decomp_jax.inference.slab import latents_of, over_scan, slab_around
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.preparation.scan import Scan, open_scan
@@ -173,7 +173,7 @@ def read_scan(question: Question, decomposer: Decomposer, bank: CodeBank) -> Ask
     _, region = _read_drawings(question, decomposer, scan)
     slices = scan.filled_slices
     images, heights = scan.image(slices), scan.position_mm(slices)
-    of_slabs = of_scan(decomposer, images, heights, bank.slab_mm)
+    of_slabs = over_scan(latents_of(decomposer, images), heights, bank.slab_mm)
     batches = [
         decomposer.explain(jax.tree.map(lambda part: part[start : start + BATCH], of_slabs))
         for start in range(0, len(images), BATCH)
@@ -190,7 +190,7 @@ def _of_slice(decomposer: Decomposer, scan: Scan, index: int, slab_mm: float) ->
     """Latents [1,h,w,D] of a slice, the abnormal ones of the slab around it."""
     slices = scan.filled_slices
     near = slices[slab_around(scan.position_mm(slices), int(np.searchsorted(slices, index)), slab_mm)]
-    latents = of_scan(decomposer, scan.image(near), scan.position_mm(near), slab_mm)
+    latents = over_scan(latents_of(decomposer, scan.image(near)), scan.position_mm(near), slab_mm)
     return jax.tree.map(lambda part: part[near == index], latents)
 
 

@@ -11,7 +11,7 @@ from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset, read_manifest
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer
-from decomp_jax.inference.slab import default_slab_mm, with_latents
+from decomp_jax.inference.slab import default_slab_mm, with_slab_latents
 from decomp_jax.mesh import data_mesh, to_host
 from decomp_jax.retrieval import BankWriter, CodeBank
 
@@ -50,7 +50,7 @@ def encode_split(
     progress = {"total": len(dataset), "unit": "slice", "desc": f"encode {split}", "disable": not writes}
     with writer if writes else contextlib.nullcontext(), tqdm(**progress) as bar:
         batches = ((count, batch) for batch, count in split_batches(dataset, ("image",), data_mesh()))
-        for count, _, latents in with_latents(decomposer, batches, dataset.rows, slab_mm):
+        for count, _, latents in with_slab_latents(decomposer, batches, dataset.rows, slab_mm):
             codes = decomposer.quantize(latents.normal, latents.abnormal)
             normal, abnormal = to_host((codes.normal_indices, codes.abnormal_indices))
             if writes:

@@ -68,30 +68,32 @@ def slab_around(heights: Float[np.ndarray, "n"], chosen: int, slab_mm: float) ->
     return np.flatnonzero((apart <= REACH * slab_mm) | (np.arange(len(heights)) == chosen))
 
 
-def of_scan(
-    decomposer: Decomposer, images: Float[np.ndarray, "n s s c"], heights: Float[np.ndarray, "n"], slab_mm: float
-) -> Latents:
-    """Latents of slices of one scan, the abnormal ones of slabs made of these slices."""
+def latents_of(decomposer: Decomposer, images: Float[np.ndarray, "n s s c"]) -> Latents:
+    """Latents of images, each by itself."""
     parts, size = [], 1 if len(images) <= FEW else BATCH  # two widths alone, since each is compiled for
     for start in range(0, len(images), size):
         some = images[start : start + size]
         padded = np.pad(some, [(0, size - len(some))] + [(0, 0)] * 3)
         parts.append(jax.tree.map(lambda part: part[: len(some)], decomposer.latents(padded)))
-    latents = jax.tree.map(lambda *those: np.concatenate(those), *parts)
-    weights = slab_weights(np.zeros(len(images)), heights, slab_mm)
+    return jax.tree.map(lambda *those: np.concatenate(those), *parts)
+
+
+def over_scan(latents: Latents, heights: Float[np.ndarray, "n"], slab_mm: float) -> Latents:
+    """Latents of slices of one scan in order of height, the abnormal ones of slabs made of these slices."""
+    weights = slab_weights(np.zeros(len(heights)), heights, slab_mm)
     reach = weights.shape[1] // 2
     around = np.pad(latents.abnormal, [(reach, reach)] + [(0, 0)] * 3)
     return Latents(latents.normal, over_slab(around, weights))
 
 
-def with_latents(
-    decomposer: Decomposer, batches: Iterable[tuple[Note, dict[str, jax.Array]]], rows: Shaped[np.ndarray, "n"], slab_mm: float
+def with_slab_latents(
+    decomposer: Decomposer, batches: Iterable[tuple[Note, dict[str, jax.Array]]], rows: Shaped[np.ndarray, "n"],
+    slab_mm: float,
 ) -> Iterator[tuple[Note, dict[str, jax.Array], Latents]]:
     """Global batches of a pass over `rows` with their latents, the abnormal ones of slabs. One batch is read ahead.
 
-    Slabs end where they would pass a whole batch.
+    Slices of a scan follow each other in order of height. Slabs end where they would pass a whole batch.
     """
-    weights = slab_weights(rows["patient_id"], rows["position_mm"], slab_mm)
     mesh = data_mesh()
     mean = jax.jit(_over_three, out_shardings=sharded(mesh))
     encoded = ((note, batch, decomposer.latents(batch["image"])) for note, batch in batches)
@@ -101,17 +103,23 @@ def with_latents(
         note, batch, latents = own
         nothing = jnp.zeros_like(latents.abnormal)
         around = [nothing if other is None else other[2].abnormal for other in (before, own, after)]
-        share = _of_batch(weights, start, len(nothing))
-        yield note, batch, Latents(latents.normal, mean(*around, split_over(mesh, share)))
+        weights = split_over(mesh, _weights_of_batch(rows, start, len(nothing), slab_mm))
+        yield note, batch, Latents(latents.normal, mean(*around, weights))
         before, own, start = own, after, start + len(nothing)
 
 
-def _of_batch(weights: Float[np.ndarray, "n o"], start: int, size: int) -> Float[np.ndarray, "b o2"]:
-    """The weights of a batch, which reach no further than the next; 0 of what it is padded with."""
+def _weights_of_batch(
+    rows: Shaped[np.ndarray, "n"], start: int, size: int, slab_mm: float
+) -> Float[np.ndarray, "b o"]:
+    """The weights of rows from `start` on, which reach no further than the batches beside; 0 of what it is padded with."""
+    low = max(start - size, 0)
+    near = rows[low : start + 2 * size]
+    weights = slab_weights(near["patient_id"], near["position_mm"], slab_mm)[start - low : start - low + size]
     middle = weights.shape[1] // 2
-    reach = min(middle, size)
-    rows = weights[start : start + size, middle - reach : middle + reach + 1]
-    return np.pad(rows / rows.sum(1, keepdims=True), ((0, size - len(rows)), (0, 0)))
+    reach = min(1 << (middle - 1).bit_length() if middle else 0, size)  # few widths, since each is compiled for
+    cut, more = max(middle - reach, 0), max(reach - middle, 0)
+    weights = np.pad(weights[:, cut : weights.shape[1] - cut], ((0, 0), (more, more)))
+    return np.pad(weights / weights.sum(1, keepdims=True), ((0, size - len(weights)), (0, 0)))
 
 
 def _over_three(before: Array, own: Array, after: Array, weights: Float[Array, "b o"]) -> Array:

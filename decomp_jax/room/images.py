@@ -3,23 +3,27 @@
 import base64
 import binascii
 import collections
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float, Float16, Integer, UInt8
 
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
 from decomp_jax.inference.decomposer import Decomposer, Decomposition
-from decomp_jax.inference.slab import of_scan, slab_around
+from decomp_jax.inference.slab import latents_of, over_scan, slab_around
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.room.archive import Archive
+from decomp_jax.room.upload import Slices
 from decomp_jax.types import Latents
 
 UNLABELLED = 255
 # Decompositions that are kept; images decomposed at a time, but for a few, which are decomposed one by one.
 KEPT = 64
+KEPT_LATENTS = 1024  # of single slices, some 16 KB each
+MOST_LATENT = 1e6
 BATCH = 16
 FEW = 4
 
@@ -63,6 +67,7 @@ class Pictures:
     ) -> None:
         self._decomposer, self._bank, self._dataset, self._archive = decomposer, bank, dataset, archive
         self._kept: collections.OrderedDict[Any, Decomposition] = collections.OrderedDict()
+        self._latents: collections.OrderedDict[Hashable, Latents] = collections.OrderedDict()
         self._unlabelled = np.full(self.shape[:2], UNLABELLED, np.uint8)
         self.at_hand = dataset is not None
 
@@ -103,16 +108,36 @@ class Pictures:
             pictures.append(Picture(image, label, decomposition, self._indices(decomposition, row), row))
         return pictures
 
-    def scan(self, images: Float16[np.ndarray, "n s s c"], of_slabs: Latents) -> list[Picture]:
-        """The slices of a scan that was brought, whose latents are known."""
+    def scan(self, name: str, scan: Slices) -> list[Picture]:
+        """All slices of a scan that was brought by this name."""
+        everything = np.arange(len(scan.images))
         return [
             Picture(image, self._unlabelled, decomposition, self._indices(decomposition, None), None)
-            for image, decomposition in zip(images, self._explain(of_slabs))
+            for image, decomposition in zip(scan.images, self._explain(self.of_scan(name, scan, everything)))
         ]
 
-    def of_scan(self, images: Float16[np.ndarray, "n s s c"], heights: Float[np.ndarray, "n"]) -> Latents:
-        """Latents of the slices of a scan, the abnormal ones of slabs as the bank's are."""
-        return of_scan(self._decomposer, images, heights, self._bank.slab_mm)
+    def of_scan(self, name: str, scan: Slices, chosen: Integer[np.ndarray, "k"]) -> Latents:
+        """Latents of slices of a scan that was brought, the abnormal ones of slabs as the bank's are."""
+        return self._of_slabs(lambda near: [(name, i) for i in near], scan.images.__getitem__, scan.heights, chosen)
+
+    def _of_slabs(
+        self, name: Callable[[np.ndarray], list[Hashable]], images: Callable[[np.ndarray], np.ndarray],
+        heights: Float[np.ndarray, "n"], chosen: Integer[np.ndarray, "k"],
+    ) -> Latents:
+        """Latents of the chosen slices of a scan, whose slices `name` names and `images` reads by their positions.
+
+        Neighbours of one slice are neighbours of others, so that latents of single slices are kept.
+        """
+        near = np.unique(np.concatenate([slab_around(heights, at, self._bank.slab_mm) for at in chosen]))
+        names = name(near)
+        new = [i for i, key in enumerate(names) if key not in self._latents]
+        if new:
+            found = latents_of(self._decomposer, images(near[new]))
+            self._latents |= {names[i]: jax.tree.map(lambda part: np.array(part[j]), found) for j, i in enumerate(new)}
+        latents = jax.tree.map(lambda *those: np.stack(those), *(self._latents[key] for key in names))
+        _forget(self._latents, names, KEPT_LATENTS)
+        found = over_scan(latents, heights[near], self._bank.slab_mm)
+        return jax.tree.map(lambda part: part[np.searchsorted(near, chosen)], found)
 
     def _read(self, reference: dict[str, Any]) -> Read:
         if "row" in reference:
@@ -128,6 +153,8 @@ class Pictures:
         if "slab" in reference:
             grid, codebook = self._bank.grid, self._decomposer.abnormal_codebook
             slab = _floats(reference["slab"], "<f4", (*grid, codebook.shape[1]))
+            if np.abs(slab).max() > MOST_LATENT:
+                raise UserError("image: has values that no network gives; bring it again")
         return Read(image.tobytes() + (b"" if slab is None else slab.tobytes()), image, self._unlabelled, None, slab)
 
     def _decompose(self, read: list[Read]) -> dict[Any, Decomposition]:
@@ -139,22 +166,22 @@ class Pictures:
             stacked = jax.tree.map(lambda *those: np.concatenate(those), *latents.values())
             self._kept |= zip(latents, self._explain(stacked))
         found = {one.key: self._kept[one.key] for one in read}
-        for key in found:
-            self._kept.move_to_end(key)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        _forget(self._kept, found, KEPT)
         return found
 
     def _of_rows(self, rows: set[int]) -> dict[int, Latents]:
-        """Latents [1,h,w,D] of rows of the bank, patient by patient: neighbours of one are neighbours of others."""
+        """Latents [1,h,w,D] of rows of the bank, patient by patient."""
         latents, left = {}, set(rows)
+        heights = self._bank.heights if self._bank.has_mm else np.full(len(self._bank), np.nan)
         while left:
             of_patient = self._archive.slices_of(next(iter(left)))
-            heights, chosen = self._bank.rows["position_mm"][of_patient], np.flatnonzero(np.isin(of_patient, [*left]))
-            near = np.unique(np.concatenate([slab_around(heights, at, self._bank.slab_mm) for at in chosen]))
-            found = self.of_scan(self.archived(of_patient[near])[0], heights[near])
-            for i in np.searchsorted(near, chosen):
-                latents[int(of_patient[near[i]])] = jax.tree.map(lambda part: part[i : i + 1], found)
+            chosen = np.flatnonzero(np.isin(of_patient, [*left]))
+            found = self._of_slabs(
+                lambda near: of_patient[near].tolist(), lambda near: self.archived(of_patient[near])[0],
+                heights[of_patient], chosen,
+            )
+            for i, row in enumerate(of_patient[chosen].tolist()):
+                latents[row] = jax.tree.map(lambda part: part[i : i + 1], found)
             left -= latents.keys()
         return latents
 
@@ -180,6 +207,14 @@ class Pictures:
     def _indices(self, decomposition: Decomposition | None, row: int | None) -> dict[str, np.ndarray]:
         source, at = (self._bank, row) if decomposition is None else (decomposition, ...)
         return {path: np.asarray(getattr(source, f"{path}_indices")[at], np.int32) for path in ("normal", "abnormal")}
+
+
+def _forget(kept: collections.OrderedDict[Any, Any], used: Iterable[Any], most: int) -> None:
+    """Leaves those used last."""
+    for key in used:
+        kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
 
 
 def _floats(text: Any, kind: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -21,12 +21,10 @@ from decomp_jax.retrieval.queries import PATHS
 from decomp_jax.room.archive import Archive
 from decomp_jax.room.images import BATCH, Picture, Pictures, checked_row, drawn
 from decomp_jax.room.upload import Brought
-from decomp_jax.types import Latents
 
 MOST_HITS = 200
 MOST_EXAMPLES = 16
 MOST_THUMBNAILS = 256
-KEPT_SLABS = 4  # scans that were brought, whose latents are kept
 PATIENTS = 12
 FAINT = 0.02  # what paintings have below it is no part of the body
 
@@ -102,7 +100,6 @@ class Room:
         self._decomposer, self._bank, self._digest = decomposer, bank, bank_digest
         self._archive = Archive(bank.rows, bank.heights)
         self._pictures = Pictures(decomposer, bank, dataset, self._archive)
-        self._slabs = functools.lru_cache(maxsize=KEPT_SLABS)(self._of_scan)
         self._brought = Brought(decomposer.settings, incomplete=self._reads_some)
 
     def warm_up(self) -> list[Callable[[], Any]]:
@@ -253,7 +250,7 @@ class Room:
             if not (self._bank.has_mm and np.isfinite(scan.heights).all()):
                 raise UserError("patients: slices are matched by their heights in mm, which are not known here; ask by "
                                 "single images")
-            heights, pictures = scan.heights, self._pictures.scan(scan.images, self._slabs(request["scan"]))
+            heights, pictures = scan.heights, self._pictures.scan(request["scan"], scan)
             shown = {"image": _planes(scan.images, np.uint8)}
         else:
             rows = self._archive.slices_of(row := checked_row(request.get("row"), len(self._bank)))
@@ -275,12 +272,8 @@ class Room:
         abnormal latents of the slab around it, float32 [h,w,D].
         """
         slices, at = self._brought.slice_of(request.get("id"), request.get("slice"))
-        slab = self._slabs(request["id"]).abnormal[at]
+        slab = self._pictures.of_scan(request["id"], slices, np.array([at])).abnormal[0]
         return Answer({}, {"pixels": slices.images[at].astype("<f2"), "slab": slab.astype("<f4")})
-
-    def _of_scan(self, name: str) -> Latents:
-        slices = self._brought.get(name)
-        return self._pictures.of_scan(slices.images, slices.heights)
 
 
 def _checked_share(share: Any) -> float:

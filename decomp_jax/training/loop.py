@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from decomp_jax.config import Config, ModelConfig
+from decomp_jax.config import Config
 from decomp_jax.data.pipeline import check_slices, train_batches
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.errors import UserError
@@ -198,7 +198,7 @@ def start_state(run: Run) -> State:
     make = functools.partial(create_state, run.config, run.model, run.tx, run.mesh)
     trained, start = None, run.config.train.init_from
     if start and not has_checkpoints(run.workdir):
-        trained = _parameters_of(start, run.config.model, make)  # before anything is compiled
+        trained = _parameters_of(start, run, make)  # before anything is compiled
     state = make()
     restored = restore_state(run.workdir, state, functools.partial(_refuse_other_run, run.meta))
     if restored is not None:
@@ -230,14 +230,14 @@ def _settings(meta: dict[str, Any]) -> dict[str, Any]:
     return {f"--config.{name}": value for name, value in flatten_dict(sections, sep=".").items()}
 
 
-def _parameters_of(workdir: str, config: ModelConfig, make: Callable[[], State]) -> dict[str, Any]:
+def _parameters_of(workdir: str, run: Run, make: Callable[[], State]) -> dict[str, Any]:
     """Parameters, statistics and codebooks of another run, for states that `make` makes; a smaller network is grown.
 
     The optimiser starts afresh.
     """
     trained, meta = restore_for_inference(workdir)
     smaller = Config.from_dict(meta["config"]).model
-    if grow.grows(smaller, config):
+    if grow.grows(smaller, run.config.model) and 2 * meta["settings"]["size"] == run.model.size:
         state = make()
         levels = len(smaller.widths)
         trained |= {name: grow.grown(trained[name], getattr(state, name), levels) for name in ("params", "batch_stats")}

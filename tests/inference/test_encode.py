@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh
 
 from decomp_jax.inference import encode
-from decomp_jax.inference.slab import of_scan
+from decomp_jax.inference.slab import latents_of, over_scan
 from decomp_jax.retrieval import CodeBank
 from tests.evaluation.fakes import FakeDecomposer, Heads
 
@@ -40,7 +40,7 @@ def test_bank_has_the_codes_of_all_images(
     bank = CodeBank.load(tmp_path / "bank", verify=True)
     assert bank.slab_mm == (8.0 if slab_mm is None else slab_mm)
     images, heights = heads["reference"].fields["image"], 4.0 * np.arange(6)
-    parts = [of_scan(decomposer, images[i : i + 6], heights, bank.slab_mm) for i in range(0, 48, 6)]
+    parts = [over_scan(latents_of(decomposer, images[i : i + 6]), heights, bank.slab_mm) for i in range(0, 48, 6)]
     codes = [decomposer.quantize(part.normal, part.abnormal) for part in parts]
     for path in ("normal", "abnormal"):
         indices = np.concatenate([getattr(one, f"{path}_indices") for one in codes])

@@ -50,7 +50,7 @@ def test_the_slab_is_an_eighth_of_a_cell() -> None:
 def test_a_scan_is_filtered_as_scipy_does(spacing: float) -> None:
     """Away from its ends."""
     z_e, heights = vectors(40), spacing * np.arange(40)
-    found = slab.of_scan(Eyes(), z_e, heights, slab_mm=4.0)
+    found = slab.over_scan(slab.latents_of(Eyes(), z_e), heights, slab_mm=4.0)
     reach = int(12 / spacing)
     filtered = gaussian_filter1d(z_e.astype(float), 4 / spacing, axis=0, radius=reach)
     np.testing.assert_allclose(found.abnormal[reach:-reach], filtered[reach:-reach], atol=1e-6)
@@ -69,7 +69,7 @@ def test_ends_gaps_and_other_patients_count_nothing() -> None:
 
 @pytest.mark.parametrize("heights, slab_mm", [([np.nan] * 9, 4.0), ([*range(9)], 0.0)])
 def test_without_heights_or_slabs_a_slice_is_by_itself(heights: list[float], slab_mm: float) -> None:
-    found = slab.of_scan(Eyes(), vectors(9), np.array(heights), slab_mm)
+    found = slab.over_scan(slab.latents_of(Eyes(), vectors(9)), np.array(heights), slab_mm)
     np.testing.assert_array_equal(found.abnormal, vectors(9))
     assert slab.slab_around(np.array(heights), 3, slab_mm).tolist() == [3]
 
@@ -83,7 +83,7 @@ def test_a_few_slices_are_encoded_without_others(count: int, widths: set[int]) -
             seen.append(len(images))
             return super().latents(images)
 
-    found = slab.of_scan(Counting(), vectors(count), np.arange(float(count)), 0.0)
+    found = slab.over_scan(slab.latents_of(Counting(), vectors(count)), np.arange(float(count)), 0.0)
     np.testing.assert_array_equal(found.abnormal, vectors(count))
     assert {*seen} == widths
 
@@ -99,7 +99,7 @@ def test_batches_are_parts_of_one_pass() -> None:
     z_e = vectors(len(rows))
     padded = np.pad(z_e, [(0, 3)] + [(0, 0)] * 3, mode="edge")
     batches = ((i, {"image": padded[8 * i : 8 * i + 8]}) for i in range(3))
-    notes, _, latents = zip(*slab.with_latents(Eyes(), batches, rows, 1.5))
+    notes, _, latents = zip(*slab.with_slab_latents(Eyes(), batches, rows, 1.5))
     found = np.concatenate([part.abnormal for part in latents])[: len(rows)]
     np.testing.assert_allclose(found, expected(z_e, rows, 1.5), atol=1e-6)
     assert notes == (0, 1, 2)
@@ -109,7 +109,7 @@ def test_batches_are_parts_of_one_pass() -> None:
 def test_slabs_wider_than_a_batch_are_cut() -> None:
     rows, z_e = rows_of([*range(12)]), vectors(12)
     batches = ((None, {"image": z_e[2 * i : 2 * i + 2]}) for i in range(6))
-    found = np.concatenate([part.abnormal for *_, part in slab.with_latents(Eyes(), batches, rows, 4.0)])
+    found = np.concatenate([part.abnormal for *_, part in slab.with_slab_latents(Eyes(), batches, rows, 4.0)])
     share = np.exp(-(np.arange(-2, 3) ** 2) / 32)
     np.testing.assert_allclose(found[6], np.tensordot(share / share.sum(), z_e[4:9], 1), atol=1e-6)
 
@@ -118,5 +118,5 @@ def test_what_a_slice_is_asked_with_needs_no_more_than_its_slab() -> None:
     z_e, heights = vectors(60), 0.9 * np.arange(60)
     near = slab.slab_around(heights, 20, 4.0)
     assert (near.min(), near.max()) == (7, 33)
-    part = slab.of_scan(Eyes(), z_e[near], heights[near], 4.0).abnormal[near == 20]
-    np.testing.assert_allclose(part[0], slab.of_scan(Eyes(), z_e, heights, 4.0).abnormal[20], atol=1e-6)
+    part = slab.over_scan(slab.latents_of(Eyes(), z_e[near]), heights[near], 4.0).abnormal[near == 20]
+    np.testing.assert_allclose(part[0], slab.over_scan(slab.latents_of(Eyes(), z_e), heights, 4.0).abnormal[20], atol=1e-6)

@@ -12,7 +12,7 @@ from decomp_jax.data.schema import Settings, row_dtype
 from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.inference.sketch import region_weights
-from decomp_jax.inference.slab import of_scan
+from decomp_jax.inference.slab import latents_of, over_scan
 from decomp_jax.retrieval import CodeBank
 from decomp_jax.room import session
 from decomp_jax.room.images import FEW, Pictures
@@ -104,7 +104,8 @@ def test_slices_are_asked_with_as_the_archive_was_encoded(decomposer: FakeDecomp
     assert not np.array_equal(codes, decomposer.encode(archive.fields["image"]).abnormal_indices)
     for row in (3, 20, 21):
         np.testing.assert_array_equal(room.look({"image": {"row": row}}).arrays["abnormal_codes"], codes[row])
-    pictures = Room(decomposer, bank, archive, bank_digest="")._pictures.pictures([{"row": row} for row in range(48)])
+    fresh = Room(decomposer, bank, archive, bank_digest="")
+    pictures = fresh._pictures.pictures([{"row": row} for row in range(48)])
     np.testing.assert_array_equal([picture.indices["abnormal"] for picture in pictures], codes)
 
 
@@ -119,7 +120,7 @@ def test_a_slice_that_was_brought_keeps_its_slab(room: Room, decomposer: FakeDec
     looks = [one.look({"image": image}).arrays["abnormal_codes"] for one in (first, second)]
     np.testing.assert_array_equal(*looks)
     scan_slices = np.stack([first.slice_of({"id": name, "slice": z}).arrays["pixels"] for z in range(2, 8)])
-    of_slabs = of_scan(decomposer, scan_slices, 4.0 * np.arange(6), 6.0)
+    of_slabs = over_scan(latents_of(decomposer, scan_slices), 4.0 * np.arange(6), 6.0)
     np.testing.assert_array_equal(looks[0], decomposer.quantize(*vars(of_slabs).values()).abnormal_indices[2])
     np.testing.assert_array_equal(alone, decomposer.encode(scan_slices[[2]]).abnormal_indices[0])
 
@@ -323,6 +324,7 @@ WHITE = base64.b64encode(b"\x00\x3c" * (PIXELS // 2)).decode()
     ("look", {"image": {"pixels": WHITE, "slab": "AAAA"}}, "3 bytes"),
     ("look", {"image": {"pixels": WHITE, "slab": 5}}, "base64"),
     ("look", {"image": {"pixels": WHITE, "slab": base64.b64encode(b"\xff" * 4 * 48).decode()}}, "no numbers"),
+    ("look", {"image": {"pixels": WHITE, "slab": base64.b64encode(b"\x7e" * 4 * 48).decode()}}, "that no network gives"),
     ("look", {"image": {"pixels": base64.b64encode(b"\x00\x40" * (PIXELS // 2)).decode()}}, "outside 0 to 1"),
     ("slices", {"row": "r1"}, "row"),
     ("ask", {}, "anatomy"),

@@ -38,6 +38,8 @@ def test_only_a_level_more_as_wide_as_the_outermost_grows() -> None:
     assert grow.grows(SMALL, LARGE)
     others = ({"widths": (2, 4, 8, 12)}, {"widths": SMALL.widths}, {"code_dim": 4})
     assert not any(grow.grows(SMALL, dataclasses.replace(LARGE, **other)) for other in others)
+    one = dataclasses.replace(SMALL, widths=(4,), own_blocks=0)
+    assert not grow.grows(one, dataclasses.replace(one, widths=(4, 4)))
     plain = {"full_resolution_block": False}
     assert not grow.grows(dataclasses.replace(SMALL, **plain), dataclasses.replace(LARGE, **plain))
 

@@ -389,7 +389,10 @@ def test_init_from_grows_a_network_for_images_of_half_the_size(phantom, tmp_path
     trained = {name: getattr(trained, name) for name in checkpoint.EXPORTED}
     trained["codebook_stats"] = {path: dataclasses.asdict(stats) for path, stats in trained["codebook_stats"].items()}
     digests = {name: digest(tree) for name, tree in trained.items()}
-    checkpoint.write_exported(tmp_path, trained, {"config": smaller.to_dict(), "digests": digests, "step": 0})
+    checkpoint.write_exported(tmp_path, trained, {
+        "config": smaller.to_dict(), "digests": digests, "step": 0,
+        "settings": {**dataset.settings.to_json(), "size": dataset.settings.size // 2},
+    })
     assert str(tmp_path) not in (tmp_path / "meta.json").read_text()
 
     state = loop.start_state(loop.Run.prepare(config, tmp_path / "run"))

@@ -131,7 +131,7 @@ export function replace(other) {
 
 /** @param {Picture} picture @returns {string|number} what it is kept by */
 export function keyOf(picture) {
-  return picture.row ?? picture.pixels ?? "";
+  return picture.row ?? (picture.pixels ?? "") + (picture.slab ?? "");
 }
 
 /** @param {Picture} picture @returns {string} */
