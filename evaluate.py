@@ -152,8 +152,8 @@ def _add_report(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
 
 def _add_slab(command: argparse.ArgumentParser) -> None:
     command.add_argument("--slab_mm", type=_millimetres, metavar="MM",
-                         help="abnormal codes are of the slab around a slice, a Gaussian of this deviation along the scan "
-                              "(default: an eighth of a code cell's side); 0 takes each slice by itself")
+                         help="abnormal codes are of the slab around a slice, a Gaussian of this deviation along the "
+                              "scan (default: an eighth of a code cell's side); 0 takes each slice by itself")
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:

@@ -101,8 +101,6 @@ class Decomposer:
         self.normal_codebook, self.abnormal_codebook = (np.asarray(codebook) for codebook in codebooks)
         self._latents = jax.jit(self._latents_of)
         self._explain = jax.jit(self._explain_latents)
-        self._encode = jax.jit(lambda variables, images: self._quantize_latents(variables, *self._latents_of(variables, images)))
-        self._decompose = jax.jit(lambda variables, images: self._explain_latents(variables, *self._latents_of(variables, images)))
         self._decode = jax.jit(self._decode_codes)
         self._paint = jax.jit(lambda *codes: self._decode_codes(*codes)[0])  # XLA leaves out the rest
         self._quantize = jax.jit(self._quantize_latents)
@@ -154,11 +152,12 @@ class Decomposer:
 
     def encode(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> CodeIndices:
         """Codes by the encoder alone; global arrays of a global batch, NumPy arrays of one that every process holds."""
-        return CodeIndices(*self._on_devices(self._encode, images))
+        latents = self.latents(images)
+        return self.quantize(latents.normal, latents.abnormal)
 
     def decompose(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> Decomposition:
         """Codes, latents, segmentation and both paintings; global arrays of a global batch, as `encode`."""
-        return Decomposition(**self._on_devices(self._decompose, images))
+        return self.explain(self.latents(images))
 
     def latents(self, images: Float[np.ndarray | jax.Array, "b s s c"]) -> Latents:
         """z_e of both paths, each image by itself; global arrays of a global batch, as `encode`."""
@@ -169,7 +168,8 @@ class Decomposer:
         return Decomposition(**self._on_devices(self._explain, latents.normal, latents.abnormal))
 
     def quantize(
-        self, z_e_normal: Float[np.ndarray | jax.Array, "b h w d"], z_e_abnormal: Float[np.ndarray | jax.Array, "b h w d"]
+        self, z_e_normal: Float[np.ndarray | jax.Array, "b h w d"],
+        z_e_abnormal: Float[np.ndarray | jax.Array, "b h w d"],
     ) -> CodeIndices:
         """Codes of latents, of an image, of a slab or of a sketch; global arrays of a global batch, as `encode`."""
         return CodeIndices(*self._on_devices(self._quantize, z_e_normal, z_e_abnormal))

@@ -1,7 +1,8 @@
 """Lesions reach through slices: in a scan, an abnormal latent is the mean over the slab around its slice.
 
-What the network sees in one slice alone is noisy, and the lesion of the next slices is nearly the same lesion, on cells
-that are wider than slices are apart. Anatomy changes faster: the normal code stays the slice's own (`docs/retrieval.md`).
+What the network sees in one slice alone is noisy, and the lesion of the next slices is nearly the same lesion, on
+cells that are wider than slices are apart. Anatomy changes faster: the normal code stays the slice's own
+(`docs/retrieval.md`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -111,7 +112,7 @@ def with_slab_latents(
 def _weights_of_batch(
     rows: Shaped[np.ndarray, "n"], start: int, size: int, slab_mm: float
 ) -> Float[np.ndarray, "b o"]:
-    """The weights of rows from `start` on, which reach no further than the batches beside; 0 of what it is padded with."""
+    """The weights of rows from `start` on, which reach no further than the batches beside; 0 of padding."""
     low = max(start - size, 0)
     near = rows[low : start + 2 * size]
     weights = slab_weights(near["patient_id"], near["position_mm"], slab_mm)[start - low : start - low + size]

@@ -160,7 +160,8 @@ class CodeBank:
         """Joins banks of the same model, in order; rows of the second follow those of the first.
 
         Raises:
-            UserError: naming the bank whose model, preprocessing, grid, codebooks, slabs or columns differ from the first's.
+            UserError: naming the bank whose model, preprocessing, grid, codebooks, slabs or columns differ from those
+                of the first.
         """
         if not banks:
             raise UserError("banks: nothing to join; give at least one bank")

@@ -46,7 +46,7 @@ class Picture(NamedTuple):
 
 
 class Read(NamedTuple):
-    """An image that is to be decomposed: of the bank's row, or brought, with its abnormal latents of a slab if known."""
+    """An image that is to be decomposed: of the bank's row, or brought, with abnormal latents of its slab if known."""
 
     key: Any
     image: np.ndarray | None

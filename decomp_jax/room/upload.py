@@ -101,7 +101,7 @@ class Brought:
         return slices
 
     def slice_of(self, name: Any, number: Any) -> tuple[Slices, int]:
-        """What was brought, and the place of a slice in it. Raises UserError if there is no such slice, or no longer."""
+        """What was brought, and a slice's place in it. Raises UserError if there is no such slice, or no longer."""
         slices = self.get(name)
         if type(number) is not int or number not in slices.numbers:
             raise UserError("slice: shows nothing; take another one")

@@ -17,7 +17,9 @@ DECODERS = {
 
 def grows(small: ModelConfig, large: ModelConfig) -> bool:
     """Whether the second is the first with one level more, as wide as its outermost."""
-    return small.full_resolution_block and len(small.widths) > 1 and large == dataclasses.replace(small, widths=(small.widths[0], *small.widths))
+    if not small.full_resolution_block or len(small.widths) < 2:
+        return False
+    return large == dataclasses.replace(small, widths=(small.widths[0], *small.widths))
 
 
 def grown(small: Mapping[str, Any], fresh: Mapping[str, Any], levels: int) -> dict[str, Any]:

@@ -4,9 +4,8 @@
  *
  * Images.
  * @typedef {{row?: number, pixels?: string, slab?: string, name?: string, scan?: string, drawing?: number[]}} Picture
- *   one of the archive by its row; one that was brought by its pixels and what its scan says of them, its slab (base64),
- *   of a scan that the server knows by `scan`; or, in
- *   the lesion's place alone, the run lengths of a drawing
+ *   one of the archive by its row; one that was brought by its pixels and its slab (base64), of a scan that the server
+ *   knows by `scan`; or, in the lesion's place alone, the run lengths of a drawing
  * @typedef {Uint8Array|Uint16Array} Pixels of one channel [S,S], or of all [C,S,S]
  * @typedef {{x: number, y: number}} Point in pixels of an image
  * @typedef {{patient_id: string, slice_index: number, position_mm?: number}
