@@ -42,6 +42,7 @@ class Reader:
         while not (about := self._send("GET", "about", b"", "application/json"))["ready"]:
             time.sleep(0.5)
         self._rows, self._size = about["slices"], about["size"]
+        self._image_bytes = 2 * self._size**2 * len(about["modalities"])
         actions: dict[str, tuple[int, Callable[[], object]]] = {
             "look": (30, lambda: self._post("look", image=self._row())),
             "by anatomy": (6, lambda: self._ask(anatomy=self._row(), share=0)),
@@ -125,8 +126,9 @@ class Reader:
 
     def _ask_scan(self) -> None:
         scan = self._a_scan()
-        pixels = self._post("slice_of", id=scan["id"], slice=int(self._rng.choice(scan["slices"])))["bytes"]
-        image = {"pixels": base64.b64encode(pixels).decode()}
+        answer = self._post("slice_of", id=scan["id"], slice=int(self._rng.choice(scan["slices"])))["bytes"]
+        parts = {"pixels": answer[:self._image_bytes], "slab": answer[self._image_bytes:]}
+        image = {name: base64.b64encode(part).decode() for name, part in parts.items()}
         self._post("look", image=image)
         self._ask(anatomy=image, share=0)
 
