@@ -16,8 +16,8 @@ removed. Several processes: docs/pods.md.
 """
 
 import argparse
-import math
 import hashlib
+import math
 from pathlib import Path
 
 import jax

@@ -25,7 +25,6 @@ from decomp_jax.evaluation.tables import Table
 from decomp_jax.files import replacing, sealed
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
-from decomp_jax.inference.slab import default_slab_mm
 from decomp_jax.retrieval.statistics import CONFIDENCE, LEAST_PATIENTS, SAMPLES, Bootstrap, Interval
 from decomp_jax.training.metrics import lines_up_to
 
@@ -58,12 +57,11 @@ def write_report(
     decomposer.check_classes(settings, str(data))
     _require_patients(datasets, data)
     vectors = read_features(features, datasets)
-    slab_mm = default_slab_mm(settings, decomposer.grid) if slab_mm is None else slab_mm
     sets = [SliceSet.encode(decomposer, dataset, name, vectors[name], slab_mm) for name, dataset in datasets.items()]
     search = Search(sets[0], sets[-1], settings, decomposer=decomposer)
     with mpl.rc_context(STYLE):
         metrics, drawn = measure(search)
-        metrics["protocol"] |= {"reference split": reference, "slab mm": slab_mm}
+        metrics["protocol"] |= {"reference split": reference, "slab mm": sets[0].bank.slab_mm}
         drawn["training"] = figures.training_figure(_training_log(Path(workdir) / "metrics.jsonl"))
         if jax.process_index() == 0:
             _write(Path(out), metrics, drawn, search, decomposer.config.to_dict())

@@ -37,7 +37,7 @@ def grown(small: Mapping[str, Any], fresh: Mapping[str, Any], levels: int) -> di
     Raises:
         KeyError: what `fresh` needs is not in `small`.
     """
-    last, between = levels - 1, "{}"
+    last, between = levels - 1, None  # for blocks that no level of the smaller network has
     moved = {("encoder", "block_0"): ("encoder", "full_block"), ("encoder", "full_block"): between}
     moved |= {("encoder", f"block_{i + 1}"): ("encoder", f"block_{i}") for i in range(levels)}
     for decoder, (up, block) in DECODERS.items():
@@ -49,7 +49,7 @@ def grown(small: Mapping[str, Any], fresh: Mapping[str, Any], levels: int) -> di
     result = {}
     for name, values in flatten_dict(fresh).items():
         source = moved.get(name[:2], name[:2])
-        result[name] = _copying(name, np.asarray(values)) if source == between else learnt[source + name[2:]]
+        result[name] = _copying(name, np.asarray(values)) if source is between else learnt[source + name[2:]]
     return unflatten_dict(result)
 
 
