@@ -1,12 +1,16 @@
 """What the benchmarks share: configurations by path, medians with their spread, and documents' measured parts."""
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from decomp_jax.config import Config
+
+# Benchmarks are run as files: what is beside their folder, configurations and helpers of tests, is to be found, too.
+sys.path.insert(1, str(Path(__file__).parents[1]))
 
 
 def load_config(path: str) -> Config:

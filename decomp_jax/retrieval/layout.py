@@ -14,7 +14,7 @@ from decomp_jax.retrieval.distance import BLOCK, NOBODY, SEVERAL, Buckets, Disti
 
 READ_AT_ONCE = 1 << 12
 # Lengths of the lists of sparse codes: a list is padded to the next one, or to the number of positions.
-LENGTHS = (4, 8, 12, 20, 32)
+LENGTHS = (3, 5, 7, 9, 11, 13, 17, 24)
 # Where an array in memory must begin for JAX to take it as a device's without a copy.
 ALIGNMENT = 64
 

@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Float64, Int32, Int64, Shaped, UInt16
 
+from decomp_jax.mesh import give_back_host_memory
 from decomp_jax.retrieval.distance import add_up, quantise
 from decomp_jax.retrieval.layout import aligned, chunks, run_starts
 from decomp_jax.retrieval.queries import Merged, Queries, is_sparse, merged, padded, table
@@ -124,9 +125,12 @@ def search_patients(
     heights: np.ndarray, within_mm: Mapping[str, float], k: int, exclude: Sequence[str] = (),
 ) -> PatientHits:
     """See `CodeBank.search_patients`; `indices` and `codebooks`, float64 [K,D], are those of the queries' paths."""
-    slices = {path: _query_slices(queries, path, codebooks[path], heights, within_mm[path]) for path in indices}
-    bounds = sum(_bounds(index, slices[path]) for path, index in indices.items())
     names = next(iter(indices.values())).names
+    slices, bounds = {}, np.zeros(len(names))
+    for path, index in indices.items():
+        slices[path] = _query_slices(queries, path, codebooks[path], heights, within_mm[path])
+        bounds += _bounds(index, slices[path])
+        give_back_host_memory()
     order = np.argsort(bounds, kind="stable")
     order = order[~np.isin(names[order], exclude)]
     hits: list[tuple[float, int, list[np.ndarray]]] = []
@@ -205,11 +209,12 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     heights = np.pad(slices.heights, (0, _width(count) - count), mode="edge")
     with jax.enable_x64(True):
         scan = _sharded_scan(index.mesh)
-        there, back = scan(index.on_devices, index.heights, slices.tables, heights, slices.reach)
-    groups, end = np.asarray(there)[:index.starts[-1] // GROUP, :count], index.starts[-1]
-    there = np.minimum.reduceat(groups, index.starts[:-1] // GROUP)
+        there, back = (np.asarray(least).reshape(index.mesh.size, -1, *least.shape[1:])[:, 1:]  # see `_scan`
+                       for least in scan(index.on_devices, index.heights, slices.tables, heights, slices.reach))
+    end = index.starts[-1]
+    there = np.minimum.reduceat(there.reshape(-1, there.shape[-1])[:end // GROUP, :count], index.starts[:-1] // GROUP)
     there = np.where(np.isinf(there), slices.alone, there).sum(1)
-    valid, back = index.rows[:end] >= 0, np.asarray(back)[:end]
+    valid, back = index.rows[:end] >= 0, back.ravel()[:end]
     alone = np.concatenate([_alone(slices, index.codes[:end][some]) for some in chunks(end)]) * valid
     back, alone, sizes = (np.add.reduceat(values, index.starts[:-1], dtype=float)
                           for values in (np.where(np.isinf(back), alone, back), alone, valid))
@@ -228,29 +233,26 @@ def _sharded_scan(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
 def _scan(
     codes: UInt16[Array, "n p"], heights: Float32[Array, "n"], tables: Float[Array, "p k i"],
     query_heights: Float32[Array, "i"], reach: Float32[Array, ""],
-) -> tuple[Float32[Array, "g i"], Float32[Array, "n"]]:
-    """Smallest bound of each group of codes for each slice of the query, and of each code for any slice; infinite where
-    nothing is within reach.
+) -> tuple[Float32[Array, "b g i"], Float32[Array, "b n"]]:
+    """Smallest bound of each group of codes for each slice of the query, and of each code for any slice, block by block;
+    infinite where nothing is within reach.
 
-    A turn adds up a block while it reduces the one before: see `distance.group_minima`.
+    A turn adds up a block while it reduces the one before: see `distance.group_minima`. So the first reduces nothing,
+    and what it gives is to be left out; taken off here, the rest would be copied.
     """
     cells, _, slices = tables.shape
     own = lax.map(lambda one: quantise([one], (False,), cells), jnp.moveaxis(tables, 2, 0))
     luts = jnp.transpose(own.lower, (2, 1, 0))
     step = (own.unit * jnp.exp2(own.shift.astype(own.unit.dtype))).astype(jnp.float32)
     base = own.base.sum(1).astype(jnp.float32)
+    blocks = codes.reshape(-1, BLOCK, cells), heights.reshape(-1, BLOCK)
 
-    def reduce(sums: Array, heights: Array) -> tuple[Array, Array]:
+    def turn(before: tuple[Array, Array], block: Array) -> tuple[tuple[Array, Array], Any]:
+        sums, heights = before
         within = jnp.abs(heights[:, None] - query_heights) <= reach
         bounds = jnp.where(within, sums.astype(jnp.float32) * step + base, jnp.inf)
-        return bounds.reshape(-1, GROUP, slices).min(1), bounds.min(1)
-
-    def turn(before: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
-        codes, heights = block
-        return (add_up(codes, luts), heights), reduce(*before)
+        codes, heights = (lax.dynamic_index_in_dim(values, block, keepdims=False) for values in blocks)
+        return (add_up(codes, luts), heights), (bounds.reshape(-1, GROUP, slices).min(1), bounds.min(1))
 
     first = jnp.zeros((BLOCK, slices), jnp.int16), jnp.zeros(BLOCK, jnp.float32)
-    last, (groups, each) = lax.scan(turn, first, (codes.reshape(-1, BLOCK, cells), heights.reshape(-1, BLOCK)))
-    last_groups, last_each = reduce(*last)
-    groups = jnp.concatenate([groups[1:].reshape(-1, slices), last_groups])
-    return groups, jnp.concatenate([each[1:].ravel(), last_each])
+    return lax.scan(turn, first, jnp.arange(len(blocks[0]) + 1))[1]  # the last index is clamped: the last block again
