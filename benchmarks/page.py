@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import common  # by which `tests` is found
+
 from tests.conftest import start_python
 from tests.room.browser import Browser
 

@@ -163,11 +163,11 @@ def _query_slices(queries: Queries, path: str, codebook: np.ndarray, heights: np
 def _width(count: int) -> int:
     """Slices that so many are padded to: one of few numbers, since each is compiled for, and kept.
 
-    Whole groups, a half or a whole power of two times as many.
+    Whole groups, 5, 6 or 8 eighths of a power of two of them.
     """
     groups = -(-count // GROUP)
     power = 1 << (groups - 1).bit_length()
-    return GROUP * (3 * power // 4 if power > 2 and groups <= 3 * power // 4 else power)
+    return GROUP * next(share * power // 8 for share in (5, 6, 8) if 8 * groups <= share * power)
 
 
 @jax.jit
