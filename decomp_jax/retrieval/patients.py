@@ -209,13 +209,14 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
     heights = np.pad(slices.heights, (0, _width(count) - count), mode="edge")
     with jax.enable_x64(True):
         scan = _sharded_scan(index.mesh)
-        there, back = (np.asarray(least).reshape(index.mesh.size, -1, *least.shape[1:])[:, 1:]  # see `_scan`
-                       for least in scan(index.on_devices, index.heights, slices.tables, heights, slices.reach))
+        *least, alone = scan(index.on_devices, index.heights, slices.tables, slices.alone_codes, heights, slices.reach)
+    # Without each device's first block: see `_scan`.
+    there, back = (np.asarray(part).reshape(index.mesh.size, -1, *part.shape[1:])[:, 1:] for part in least)
     end = index.starts[-1]
     there = np.minimum.reduceat(there.reshape(-1, there.shape[-1])[:end // GROUP, :count], index.starts[:-1] // GROUP)
     there = np.where(np.isinf(there), slices.alone, there).sum(1)
     valid, back = index.rows[:end] >= 0, back.ravel()[:end]
-    alone = np.concatenate([_alone(slices, index.codes[:end][some]) for some in chunks(end)]) * valid
+    alone = np.where(valid, np.asarray(alone)[:end], 0)
     back, alone, sizes = (np.add.reduceat(values, index.starts[:-1], dtype=float)
                           for values in (np.where(np.isinf(back), alone, back), alone, valid))
     matched = there + back - ROUNDING * slices.farthest * (count + sizes)
@@ -223,19 +224,19 @@ def _bounds(index: PatientIndex, slices: _Slices) -> Float64[np.ndarray, "s"]:
 
 
 @functools.cache
-def _sharded_scan(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
+def _sharded_scan(mesh: Mesh) -> Callable[..., tuple[Array, Array, Array]]:
     """`_scan`, each device scanning its own codes."""
     return jax.jit(jax.shard_map(
-        _scan, mesh=mesh, in_specs=(P("data"), P("data"), P(), P(), P()), out_specs=P("data"), check_vma=False,
+        _scan, mesh=mesh, in_specs=(P("data"), P("data"), P(), P(), P(), P()), out_specs=P("data"), check_vma=False,
     ))
 
 
 def _scan(
     codes: UInt16[Array, "n p"], heights: Float32[Array, "n"], tables: Float[Array, "p k i"],
-    query_heights: Float32[Array, "i"], reach: Float32[Array, ""],
-) -> tuple[Float32[Array, "b g i"], Float32[Array, "b n"]]:
-    """Smallest bound of each group of codes for each slice of the query, and of each code for any slice, block by block;
-    infinite where nothing is within reach.
+    alone_codes: Float[Array, "p k"], query_heights: Float32[Array, "i"], reach: Float32[Array, ""],
+) -> tuple[Float32[Array, "b g i"], Float32[Array, "b m"], Float[Array, "n"]]:
+    """Smallest bound of each group of codes for each slice of the query, and of each code for any slice, block by
+    block, infinite where nothing is within reach; and the distance of each code without a match.
 
     A turn adds up a block while it reduces the one before: see `distance.group_minima`. So the first reduces nothing,
     and what it gives is to be left out; taken off here, the rest would be copied.
@@ -255,4 +256,5 @@ def _scan(
         return (add_up(codes, luts), heights), (bounds.reshape(-1, GROUP, slices).min(1), bounds.min(1))
 
     first = jnp.zeros((BLOCK, slices), jnp.int16), jnp.zeros(BLOCK, jnp.float32)
-    return lax.scan(turn, first, jnp.arange(len(blocks[0]) + 1))[1]  # the last index is clamped: the last block again
+    _, least = lax.scan(turn, first, jnp.arange(len(blocks[0]) + 1))  # the last index is clamped: the last block again
+    return *least, add_up(codes, alone_codes.T)
