@@ -88,6 +88,10 @@ def read_layout(src: Path, channels: Mapping[int, str], regions: Regions) -> Lay
     case_id, count = collections.Counter(case.case_id for case in cases).most_common(1)[0]
     if count > 1:
         raise UserError(f"{path}: case {case_id} is there twice; remove one, or give them names that differ")
+    sources = collections.Counter(source for case in cases for source in [*case.images.values(), case.label] if source)
+    (source, count), = sources.most_common(1) or [(None, 0)]
+    if count > 1:
+        raise UserError(f"{path}: names {source.path} twice; a channel or a case each has a file of its own")
     return Layout(title, path, channels, regions, cases, left_out)
 
 
@@ -173,6 +177,7 @@ def _read_folds(folder: Path) -> dict[str, frozenset[str]]:
 
 def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, str]) -> list[Found]:
     cases, folders = [], []
+    named = len(channels) if channels == _channel_names(meta) else None
     for section, fold in _SECTIONS.items():
         for item in meta.get(section, []):
             item = {"image": item} if isinstance(item, str) else item
@@ -185,7 +190,7 @@ def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, 
             folders.append(Path(names[0]).parent.name)
             cases.append(Found(
                 _case_id([Path(name) for name in names]),
-                _listed_images(folder, images, channels),
+                _listed_images(folder, images, channels, named),
                 Source(folder / label) if label else None,
                 frozenset(str(name) for name in [item.get("fold", fold)] if name is not None),
             ))
@@ -194,8 +199,12 @@ def _listed_cases(folder: Path, meta: Mapping[str, Any], channels: Mapping[int, 
     return cases
 
 
-def _listed_images(folder: Path, images: str | Sequence[str], channels: Mapping[int, str]) -> dict[int, Source]:
-    """A file a channel, all channels in one file, or nnU-Net v1's CASE_0000.nii.gz in place of CASE.nii.gz."""
+def _listed_images(folder: Path, images: str | Sequence[str], channels: Mapping[int, str], named: int | None
+                   ) -> dict[int, Source]:
+    """A file a channel, all channels in one file, or nnU-Net v1's CASE_0000.nii.gz in place of CASE.nii.gz.
+
+    `named` is how many channels a file of all has, None where that isn't known.
+    """
     if isinstance(images, list):
         return {number: Source(folder / image) for number, image in enumerate(images)}
     path = folder / images
@@ -203,7 +212,7 @@ def _listed_images(folder: Path, images: str | Sequence[str], channels: Mapping[
     numbered = {n: path.with_name(f"{path.name.removesuffix(ending)}_{n:04d}{ending}") for n in channels}
     if not path.exists() and any(part.exists() for part in numbered.values()):
         return {number: Source(part) for number, part in numbered.items() if part.exists()}
-    return {number: Source(path, number) for number in channels}
+    return {number: Source(path, number, named=named) for number in channels}
 
 
 def _case_id(paths: Sequence[Path]) -> str:

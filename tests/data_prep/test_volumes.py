@@ -81,6 +81,17 @@ def test_monai_reads_the_decathlon_alike(tmp_path):
         np.testing.assert_array_equal(record["label"][108:148, 110:146], np.array([0, ED, NCR, ET])[label[0].astype(int).T])
 
 
+def test_channels_that_nothing_names_are_told(tmp_path):
+    """dataset.json names two; which of a file's three they are is not known, unless --channels says so."""
+    flags = same_patients.write_decathlon(tmp_path / "src")
+    path = next((tmp_path / "src" / "imagesTr").glob("[!.]*"))
+    data = np.asarray(nib.load(path).dataobj)
+    save(path, np.concatenate([data, data[..., :1]], -1))
+    with pytest.raises(UserError, match=r"3 channels of which 2 have names; .*--channels"):
+        prepare(*flags, "--out", tmp_path / "out", "--size", 32)
+    prepare(*flags, "--out", tmp_path / "out", "--size", 32, "--channels=flair=0,t1ce=1")
+
+
 # ---------------------------------------------------------------- a liver, by CT
 
 
@@ -391,6 +402,8 @@ def test_bad_sets_are_refused(tmp_path, nnunet, spoil, reason):
     ({"training": [{"label": "a.nii.gz"}]}, "not of the form .*no 'image'"),
     ({"training": [{"image": "a/x.nii.gz"}, {"image": "a/x.nii.gz"}]}, "case x is there twice"),
     ({"training": [{"image": "a/x.nii.gz", "label": ""}]}, "x has no segmentation"),
+    ({"training": [{"image": f"{name}.nii.gz", "label": "one.nii.gz"} for name in "ab"]}, "names .*one.nii.gz twice"),
+    ({"training": [{"image": ["x_0.nii.gz", "x_0.nii.gz"], "label": "y.nii.gz"}]}, "names .*x_0.nii.gz twice"),
     ({"training": []}, "names no cases"),
 ])
 def test_bad_datalists_are_refused(tmp_path, content, reason):
