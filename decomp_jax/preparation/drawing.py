@@ -43,9 +43,11 @@ def load_drawing(
         return field_nearest(drawn[None], (FIELD_MM / size,) * 2, size)[0]
     volume = load_volume(path)
     values = np.asarray(volume.dataobj)
-    slices = values.shape[PLANES[settings.plane][0]]
-    if scan is not None and slices > 1:
-        check_same_grid(path, volume, scan.source.path, scan.volume)
+    axis = PLANES[settings.plane][0]
+    slices = values.shape[axis]
+    if scan is not None:
+        own = slice(slice_index, slice_index + 1) if slices == 1 else slice(None)
+        check_same_grid(path, volume, scan.source.path, scan.volume.slicer[(slice(None),) * axis + (own,)])
     index = 0 if slices == 1 else slice_index
     if index is None or not 0 <= index < slices:
         raise UserError(f"{path}: has slices 0 to {slices - 1}; name one of them by --slice")

@@ -344,6 +344,12 @@ def test_drawings_lie_where_images_do(archive: Archive, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_drawing(smaller, settings, asked=asked), drawn[1, :50, :50])
     with pytest.raises(UserError, match="other.nii.gz: its affine disagrees with asked.nii.gz by up to 8"):
         load_drawing(write_scan(tmp_path / "other.nii.gz", drawn, bottom=8), settings, 1, asked=asked)
+    own = write_scan(tmp_path / "own.nii.gz", drawn[1:2], bottom=4)
+    np.testing.assert_array_equal(load_drawing(own, settings, 1, asked=asked), load_drawing(volume, settings, 1))
+    with pytest.raises(UserError, match="own.nii.gz: its affine disagrees with asked.nii.gz by up to 4"):
+        load_drawing(own, settings, 2, asked=asked)
+    with pytest.raises(UserError, match="part.nii.gz: has shape .*50.* but asked.nii.gz"):
+        load_drawing(write_scan(tmp_path / "part.nii.gz", drawn[1:2, :50], bottom=4), settings, 1, asked=asked)
     pictures = Settings("images", 64, modalities=("image",), foreground=FOREGROUND)
     with pytest.raises(UserError, match="single.nii.gz: of single.nii.gz and wide.png one is NIfTI"):
         load_drawing(single, pictures, asked=tmp_path / "wide.png")
