@@ -27,7 +27,7 @@ from decomp_jax.data.schema import SPLITS
 from decomp_jax.errors import UserError, run_program, unwind_on_signals
 from decomp_jax.files import require_absent
 
-PATHS = ("normal", "abnormal", "both")
+BY = ("normal", "abnormal", "both")
 # Flag -> the file that names the content of its folder, by digests.
 CONTENTS = {"data": "manifest.json", "bank": "bank.json", "queries": "bank.json", "pairs": ""}
 
@@ -59,7 +59,7 @@ def _add_search(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     command = commands.add_parser("search", help="search the codes of one bank in another")
     command.add_argument("--bank", type=Path, required=True, help="the images searched")
     command.add_argument("--queries", type=Path, required=True, help="bank of the images asked with")
-    command.add_argument("--by", required=True, choices=PATHS)
+    command.add_argument("--by", required=True, choices=BY)
     command.add_argument("--k", type=_positive, default=10, help="hits a query (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="CSV to write")
     command.add_argument("--pairs", type=Path,
@@ -94,7 +94,7 @@ def _add_query(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
                               "of the image's slices it lies on these, of any other it fills the field")
     command.add_argument("--region", type=Path, metavar="FILE",
                          help="mask of the part of the image that counts, likewise")
-    command.add_argument("--by", choices=PATHS, default="both", help="default: %(default)s")
+    command.add_argument("--by", choices=BY, default="both", help="default: %(default)s")
     command.add_argument("--weight", type=float, metavar="W",
                          help="share of the lesion in a search by both, 0 to 1 (default: 0.5)")
     command.add_argument("--like", type=_rows, default=(), metavar="ROWS",
@@ -131,7 +131,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
     command = commands.add_parser("convert", help="write a bank as one file that other programs search")
     command.add_argument("--bank", type=Path, required=True)
     command.add_argument("--to", required=True, choices=("parquet", "faiss"))
-    command.add_argument("--by", choices=PATHS, default="both", help="the codes written (default: %(default)s)")
+    command.add_argument("--by", choices=BY, default="both", help="the codes written (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="file to write")
     return command
 

@@ -58,6 +58,14 @@ def encode_split(
             bar.update(count)
 
 
+def restore_with_bank(workdir: str | Path, bank: str | Path) -> tuple[Decomposer, CodeBank]:
+    """The network of a run, and a bank that it encoded. Raises UserError if another network did."""
+    decomposer, encoded = Decomposer.restore(workdir), CodeBank.load(bank)
+    if encoded.meta.get("model_digest") != decomposer.model_digest:
+        raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
+    return decomposer, encoded
+
+
 def encoded_by(bank: CodeBank, data: str | Path | None = None) -> SliceDataset:
     """The images that a bank encodes, row by row: of the folder they were encoded from, or where that is now.
 

@@ -10,8 +10,8 @@ import numpy as np
 from decomp_jax.errors import UserError
 from decomp_jax.files import replacing
 from decomp_jax.inference.asking import Question, read_scan, read_slice
-from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import STYLE
+from decomp_jax.inference.encode import restore_with_bank
 from decomp_jax.inference.search import write_hits, write_patient_hits
 from decomp_jax.inference.sheet import patient_sheet, slice_sheet
 from decomp_jax.retrieval import CodeBank, Hits, Queries
@@ -30,9 +30,7 @@ def run_query(workdir: str | Path, bank: str | Path, *, k: int, out: str | Path,
     """
     question, out = Question(**flags), Path(out)
     question.check()
-    decomposer, searched = Decomposer.restore(workdir), CodeBank.load(bank)
-    if searched.meta.get("model_digest") != decomposer.model_digest:
-        raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
+    decomposer, searched = restore_with_bank(workdir, bank)
     if not len(searched):
         raise UserError(f"{bank}: is empty; encode images to be searched")
     if question.level == "patient" and not searched.has_mm:

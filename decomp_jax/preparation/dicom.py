@@ -47,7 +47,7 @@ def _highdicom() -> types.ModuleType:
         import highdicom
         import highdicom.seg
     except ImportError as error:
-        raise UserError('DICOM needs highdicom, which is not installed; pip install "decomp-jax[dicom]"') from error
+        raise UserError('DICOM needs highdicom, which is not installed; pip install -e ".[dicom]"') from error
     return highdicom
 
 

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 from decomp_jax.errors import UserError
-from decomp_jax.inference.decomposer import Decomposer
-from decomp_jax.inference.encode import encoded_by
-from decomp_jax.retrieval import CodeBank
+from decomp_jax.inference.encode import encoded_by, restore_with_bank
 from decomp_jax.room.session import Room
 
 try:
@@ -36,9 +34,7 @@ def serve(workdir: str | Path, bank: str | Path, data: str | Path | None, port: 
     Raises:
         UserError: the bank is another network's, the data set another bank's, or the port is taken.
     """
-    decomposer, archive = Decomposer.restore(workdir), CodeBank.load(bank)
-    if archive.meta.get("model_digest") != decomposer.model_digest:
-        raise UserError(f"{bank}: encoded by another network than {workdir}; encode it again with --workdir={workdir}")
+    decomposer, archive = restore_with_bank(workdir, bank)
     try:
         dataset = decomposer.take_images(encoded_by(archive, data), str(data or archive.meta["data"]))
     except UserError as error:

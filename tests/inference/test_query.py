@@ -12,6 +12,7 @@ from decomp_jax.errors import UserError
 from decomp_jax.evaluation.slices import SliceSet
 from decomp_jax.inference import asking, sheet
 from decomp_jax.inference import query as module
+from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.preparation.picture import FOREGROUND, prepare_picture
 from decomp_jax.retrieval import CodeBank
 from tests.evaluation.fakes import FakeDecomposer, Heads, settings
@@ -23,7 +24,7 @@ def run(
 ) -> dict[str, object]:
     """Arguments of `run_query` for a drawn bank and two pictures."""
     decomposer = FakeDecomposer(settings(source="images", foreground=FOREGROUND, modalities=("image",)))
-    monkeypatch.setattr(module.Decomposer, "restore", lambda workdir: decomposer)
+    monkeypatch.setattr(Decomposer, "restore", lambda workdir: decomposer)
     meta = {"model_digest": decomposer.model_digest, "data_digest": heads["reference"].digest,
             "preprocessing": decomposer.settings.preprocessing, "data": "gone", "split": "reference"}
     rows = reference.bank.rows.copy()
@@ -44,7 +45,7 @@ def hits_of(out: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("codes", [False, True])
 def test_hits_are_the_nearest(run: dict, reference: SliceSet, capsys: pytest.CaptureFixture, codes: bool) -> None:
     module.run_query(**run | {"by": "normal", "codes": codes})
-    decomposer = module.Decomposer.restore(run["workdir"])
+    decomposer = Decomposer.restore(run["workdir"])
     image = prepare_picture(run["image"], decomposer.settings)
     book, output = decomposer.normal_codebook.astype(float), decomposer.decompose(image[None])
     asked, stored = book[output.normal_indices] if codes else output.z_e_normal.astype(float), book[reference.bank.normal_indices]
@@ -80,7 +81,7 @@ def test_the_sheet_shows_the_images_where_they_are(
     monkeypatch.setattr(sheet, "read_manifest", lambda data: manifest)
     monkeypatch.setattr(sheet, "SliceDataset", lambda data, split: heads[split])
     for one in heads.values():
-        monkeypatch.setattr(one, "settings", module.Decomposer.restore(run["workdir"]).settings)
+        monkeypatch.setattr(one, "settings", Decomposer.restore(run["workdir"]).settings)
     monkeypatch.setattr(sheet, "contact_sheet", lambda sections, **rest: shown.append((sections, rest)))
     with pytest.raises(AttributeError):  # nothing to save
         module.run_query(**run)
@@ -107,8 +108,8 @@ def test_mistakes_are_told(run: dict, change: dict, message: str) -> None:
 
 
 def test_a_bank_of_another_network_is_refused(run: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = dataclasses.replace(module.Decomposer.restore(""), model_digest="other")
-    monkeypatch.setattr(module.Decomposer, "restore", lambda workdir: other)
+    other = dataclasses.replace(Decomposer.restore(""), model_digest="other")
+    monkeypatch.setattr(Decomposer, "restore", lambda workdir: other)
     with pytest.raises(UserError, match="another network"):
         module.run_query(**run)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from decomp_jax.errors import UserError
+from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.room import serve
 from tests.conftest import start_python
 from tests.evaluation.fakes import FakeDecomposer
@@ -77,7 +78,7 @@ def test_what_does_not_belong_together_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decomposer: FakeDecomposer, reference, model: str,
     data: str | None, message: str,
 ) -> None:
-    monkeypatch.setattr(serve.Decomposer, "restore", lambda workdir: decomposer)
+    monkeypatch.setattr(Decomposer, "restore", lambda workdir: decomposer)
     meta = {**reference.bank.meta, "model_digest": model}
     dataclasses.replace(reference.bank, meta=meta).save(tmp_path / "bank")
     with pytest.raises(UserError, match=message):
