@@ -29,6 +29,8 @@ from decomp_jax.retrieval.queries import Merged, Queries, is_sparse, merged, pad
 MOST_QUERIES = 64
 MOST_ENTRIES = 1 << 22
 MOST_CANDIDATES = 1 << 22
+# What two parts of a distance leave of each other by rounding alone, as a share of them.
+ROUNDING = 1e-12
 
 
 class Hits(NamedTuple):
@@ -140,8 +142,9 @@ def search(
         distances[block], rows[block] = _search(index, tables, excluded[block], k, one_per_patient)
     if len(_processes(index.mesh)) > 1:
         distances, rows = _join_processes(distances, rows, index.ids, k, one_per_patient)
-    floats = np.where(rows < 0, np.inf, distances * units + offsets)
-    return Hits(floats.astype(np.float32), rows)
+    floats = distances * units + offsets
+    floats[np.abs(floats) < ROUNDING * np.abs(offsets)] = 0
+    return Hits(np.where(rows < 0, np.inf, floats).astype(np.float32), rows)
 
 
 def _search(index: Index, tables: Tables, excluded: np.ndarray, k: int, one_per_patient: bool

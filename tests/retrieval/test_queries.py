@@ -69,6 +69,14 @@ def test_answers_do_not_depend_on_the_batch() -> None:
         np.testing.assert_array_equal(alone.distances[0], hits.distances[one])
 
 
+def test_equal_codes_are_at_distance_0() -> None:
+    """And not what rounding leaves of two sums, which may be below 0."""
+    bank = make_bank("sparse", 1000)
+    for paths in (("abnormal",), ("normal", "abnormal")):
+        queries = {path: getattr(bank, f"{path}_indices")[:200] for path in paths}
+        assert (bank.search(**queries, k=1).distances == 0).all()
+
+
 def test_large_codebooks_have_wide_keys() -> None:
     bank = make_bank("sparse", 1500, codes=4200)
     assert bank._index(("abnormal",), None).layout.codes.keys.dtype == np.uint32
