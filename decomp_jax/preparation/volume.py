@@ -28,7 +28,7 @@ class Source(NamedTuple):
         path: a NIfTI or DICOM file, or the folder of a DICOM series; messages name it.
         channel: place along the fourth axis of a file that may have one.
         files: of the series, where the folder holds others, too.
-        named: how many places the fourth axis must have, where all of them have names.
+        named: how many places of the fourth axis have names, where all must have one.
     """
 
     path: Path
@@ -54,9 +54,9 @@ def load_volume(
         channels = image.shape[3] if image.ndim == 4 else 1
         if channel >= channels:
             raise UserError(f"{path}: has shape {image.shape} and so no channel {channel}; add it or name others")
-        if named not in (None, channels):
-            raise UserError(f"{path}: has shape {image.shape}, {channels} channels of which {named} have names; name all, "
-                            "or in --channels those to take")
+        if named is not None and channels > named:
+            raise UserError(f"{path}: has shape {image.shape}, {channels} channels of which {named} have names; name "
+                            "all, or in --channels those to take")
         image = image.slicer[..., channel] if image.ndim == 4 else image
     return _checked(path, image)
 
