@@ -18,11 +18,11 @@ import evaluate
 from decomp_jax.data.records import SliceDataset
 from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
-from decomp_jax.inference import query as module
 from decomp_jax.inference import sheet
 from decomp_jax.inference.asking import Question, read_scan, read_slice
 from decomp_jax.inference.decomposer import Decomposer
 from decomp_jax.inference.display import contact_sheet
+from decomp_jax.inference.query import run_query
 from decomp_jax.inference.sketch import region_weights, sketch_latents
 from decomp_jax.preparation.drawing import load_drawing
 from decomp_jax.preparation.picture import FOREGROUND
@@ -104,10 +104,10 @@ def image_of(archive: Archive, scan: Path) -> np.ndarray:
 @pytest.fixture
 def ask(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a query; gives the distances of the rows, or patients, that it found, in order."""
-    monkeypatch.setattr(module.Decomposer, "restore", lambda workdir: archive.decomposer)
+    monkeypatch.setattr(Decomposer, "restore", lambda workdir: archive.decomposer)
 
     def run(*, k: int = 8, **flags: object) -> dict[str, float]:
-        module.run_query(MODEL, archive.folder / "bank", k=k, out=tmp_path / "out", **flags)
+        run_query(MODEL, archive.folder / "bank", k=k, out=tmp_path / "out", **flags)
         assert Image.open(tmp_path / "out" / "sheet.png").size[0] > 1000
         with (tmp_path / "out" / "hits.csv").open(newline="") as file:
             return {line.get("row", line["patient_id"]): float(line["distance"]) for line in csv.DictReader(file)}
