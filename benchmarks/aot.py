@@ -70,7 +70,7 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Neither read nor write: they name what is there, or stand for what other lines say.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-        "copy-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "async-update", "async-done", "iota")
+        "copy-done", "slice-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "async-update", "async-done", "iota")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +196,12 @@ class Program:
             return [result, result]
         if kind == "dynamic-update-slice":
             return 2 * [self._results[names[1]]]
+        # Between main and scratch memory; the result names the source, too.
+        if kind == "copy-start":
+            return [match[0] for match in list(SHAPE.finditer(result))[:2]]
+        if kind == "slice-start":
+            taken = list(SHAPE.finditer(result))[len(names)][0]
+            return [taken, re.sub(r"S\(\d+\)", "", taken)]
         return [result, *(self._results.get(name, "") for name in names)]
 
     def _read(self, computation: str, number: int, operand: str) -> str:

@@ -119,7 +119,7 @@ MUTATIONS = {
     # The network.
     "SPADE scales by gamma": Mutation("decomp_jax/models/spade.py", "normalised * (1 + gamma)", "normalised * gamma", PEER),
     "no skip connection": Mutation(
-        "decomp_jax/models/blocks.py", "return h + (nn.avg_pool(x, (2, 2), (2, 2)) if self.pool else x)", "return h", PEER
+        "decomp_jax/models/blocks.py", "return h + (average_pool(x, self.fold) if self.pool else x)", "return h", PEER
     ),
     "losing logits reach SPADE": Mutation(
         "decomp_jax/models/spade.py", "return (logits * winner)[..., 1:]", "return logits[..., 1:]", NETWORK
@@ -148,8 +148,12 @@ MUTATIONS = {
     "pooling adds up": Mutation(
         "decomp_jax/models/convolution.py", "sum(shifted) / 4,", "sum(shifted),", "tests/models/test_convolution.py"
     ),
-    "an option of a convolution is ignored": Mutation(
-        "decomp_jax/models/convolution.py", "    if asked != expected:", "    if False:", "tests/models/test_convolution.py"
+    "a folded row reads its neighbour": Mutation(
+        "decomp_jax/models/convolution.py", "reads * offset + p - stride * q + centre\n    wide",
+        "reads * offset + p - stride * q + centre + 1\n    wide", "tests/models/test_convolution.py"
+    ),
+    "statistics of a folded row's first pixels": Mutation(
+        "decomp_jax/models/blocks.py", "reshape(self.fold, -1).mean(0)", "reshape(self.fold, -1)[0]", NETWORK
     ),
     # The step.
     "one augmentation for ever": Mutation(

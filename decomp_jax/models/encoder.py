@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from decomp_jax.models.blocks import BatchNorm, ResBlock, activation, conv
-from decomp_jax.models.convolution import convolve, convolve_and_pool
+from decomp_jax.models.blocks import BatchNorm, Conv, ResBlock, activation
+from decomp_jax.models.convolution import convolve, convolve_and_pool, fold_rows, halved, unfold_rows
 
 
 class Encoder(nn.Module):
@@ -20,6 +20,7 @@ class Encoder(nn.Module):
         own_blocks: last residual blocks of which each path has its own (0: both share all, as in Table A.1).
         normal_gain: of the initial kernel before the normal z_e, in units of He's deviation.
         decay: of the moving statistics of batch normalisation.
+        fold: of rows at full resolution (`models/convolution.py`).
     """
 
     widths: tuple[int, ...]
@@ -29,28 +30,33 @@ class Encoder(nn.Module):
     normal_gain: float
     dtype: jnp.dtype
     decay: float
+    fold: int
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "b s s c"], *, train: bool
     ) -> tuple[Float[Array, "b h w d"], Float[Array, "b h w d"]]:
         first, *blocks = self.widths
-        shared = len(blocks) - self.own_blocks
+        shared, fold = len(blocks) - self.own_blocks, self.fold
         convolution = convolve if self.full_resolution_block else convolve_and_pool
-        x = conv(first, 5, convolution=convolution, dtype=self.dtype, name="conv")(image.astype(self.dtype))
+        make = functools.partial(Conv, dtype=self.dtype, fold=fold)
+        x = make(first, 5, convolution=convolution, name="conv")(fold_rows(image.astype(self.dtype), fold))
         if self.full_resolution_block:
-            x = self._down(x, first, "full_block", train)
+            x = self._down(x, first, fold, "full_block", train)
         for i, features in enumerate(blocks[:shared]):
-            x = self._down(x, features, f"block_{i}", train)
-        return tuple(self._head(x, blocks[shared:], path, train) for path in ("normal", "abnormal"))
+            fold = halved(fold)
+            x = self._down(x, features, fold, f"block_{i}", train)
+        return tuple(self._head(x, blocks[shared:], halved(fold), path, train) for path in ("normal", "abnormal"))
 
-    def _down(self, x: Array, features: int, name: str, train: bool) -> Array:
+    def _down(self, x: Array, features: int, fold: int, name: str, train: bool) -> Array:
         norm = functools.partial(BatchNorm, self.dtype, self.decay)
-        return ResBlock(features, norm, self.dtype, pool=True, name=name)(x, train=train)
+        return ResBlock(features, norm, self.dtype, fold, pool=True, name=name)(x, train=train)
 
-    def _head(self, x: Array, blocks: list[int], path: str, train: bool) -> Float[Array, "b h w d"]:
+    def _head(self, x: Array, blocks: list[int], fold: int, path: str, train: bool) -> Float[Array, "b h w d"]:
         for i, features in enumerate(blocks):
-            x = self._down(x, features, f"{path}_block_{i}", train)
-        x = activation(BatchNorm(self.dtype, self.decay, name=f"{path}_norm")(x, train=train))
+            x = self._down(x, features, fold, f"{path}_block_{i}", train)
+            fold = halved(fold)
+        x = activation(BatchNorm(self.dtype, self.decay, fold, name=f"{path}_norm")(x, train=train))
         gain = self.normal_gain if path == "normal" else 1.0
-        return conv(self.code_dim, dtype=self.dtype, gain=gain, name=f"{path}_conv")(x).astype(jnp.float32)
+        z_e = Conv(self.code_dim, dtype=self.dtype, fold=fold, gain=gain, name=f"{path}_conv")(x)
+        return unfold_rows(z_e, fold).astype(jnp.float32)

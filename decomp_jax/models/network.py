@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from decomp_jax.config import ModelConfig
 from decomp_jax.models import vq
+from decomp_jax.models.convolution import fold_of
 from decomp_jax.models.decoders import ImageDecoder, SegmentationDecoder
 from decomp_jax.models.encoder import Encoder
 from decomp_jax.models.spade import masked_logits
@@ -38,20 +39,25 @@ class DecompositionNet(nn.Module):
 
     def setup(self) -> None:
         config = self.config
+        encoder_widths = tuple(config.encoder_widening * width for width in config.widths)
+        # Without a block at full resolution the encoder's first features are those of half of it.
+        finest = encoder_widths[0] if config.full_resolution_block else encoder_widths[0] // 2
         self.encoder = Encoder(
-            tuple(config.encoder_widening * width for width in config.widths),
+            encoder_widths,
             config.full_resolution_block,
             config.code_dim,
             config.own_blocks,
             config.normal_gain,
             self.dtype,
             config.batch_norm_decay,
+            fold_of(finest, self.size),
         )
+        fold = fold_of(config.widths[0] // 2, self.size)
         self.segmentation_decoder = SegmentationDecoder(
-            config.widths, self.lesion_classes + 1, config.output_gain, self.dtype, config.batch_norm_decay
+            config.widths, self.lesion_classes + 1, config.output_gain, self.dtype, config.batch_norm_decay, fold
         )
         self.image_decoder = ImageDecoder(
-            config.widths, self.channels, config.spade_width, config.output_gain, self.dtype, config.batch_norm_decay
+            config.widths, self.channels, config.spade_width, config.output_gain, self.dtype, config.batch_norm_decay, fold
         )
         shape = (config.codebook_size, config.code_dim)
         self.normal_codebook = self.param("normal_codebook", vq.init_codebook, shape)

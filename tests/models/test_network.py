@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,9 @@ from flax.traverse_util import flatten_dict
 from scipy.cluster.vq import vq as scipy_vq
 
 from decomp_jax.config import ModelConfig
+from decomp_jax.models import convolution
+from decomp_jax.models.blocks import BatchNorm
+from decomp_jax.models.convolution import fold_rows, unfold_rows
 from decomp_jax.models.network import DecompositionNet
 from decomp_jax.models.spade import masked_logits, resize_nearest
 
@@ -198,3 +202,47 @@ def test_batch_statistics_do_not_change_outside_training(small):
     model, variables, image = small
     _, updates = model.apply(variables, image, quantised=1.0, train=False, mutable=["batch_stats"])
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), updates["batch_stats"], variables["batch_stats"]))
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder_widening": 2, "full_resolution_block": True}])
+def test_rows_folded_as_on_tpus_change_nothing(monkeypatch, options):
+    """Parameters, outputs, statistics and gradients of a network whose levels fold by 8, 4 and 2 rows, and by none."""
+    config = dataclasses.replace(SMALL, widths=(4, 8, 16), nothing_threshold=0.0, **options)
+    model = build(config, 64, channels=2)
+    image = jax.random.normal(jax.random.key(1), (3, 64, 64, 2))
+
+    def everything():
+        variables = model.init(jax.random.key(0), image, quantised=1.0, train=False)
+
+        def loss(params):
+            outputs, updates = model.apply(
+                {**variables, "params": params}, image, quantised=0.0, train=True, mutable=["batch_stats"]
+            )
+            total = (outputs.seg_logits**2).mean() + (outputs.x_plus**3).mean() + jnp.abs(outputs.x_minus).mean()
+            return total + (outputs.latents.normal**2).mean(), (outputs.latents, outputs.x_plus, outputs.x_minus, updates)
+
+        gradients, rest = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return variables, gradients, rest
+
+    expected = everything()
+    monkeypatch.setattr(convolution, "LANES", {"cpu": 16})
+    folded = everything()
+    for ours, theirs in zip(jax.tree.leaves(folded), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_batch_norm_is_flaxs():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 6, 8, 5))
+    theirs = nn.BatchNorm(momentum=0.9)
+    for fold in (1, 4):
+        ours = BatchNorm(jnp.dtype("float32"), 0.9, fold)
+        rows = fold_rows(x, fold)
+        variables = ours.init(jax.random.key(0), rows, train=False)
+        trained = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.arange(5), variables)
+        inner = {kind: tree["BatchNorm_0"] for kind, tree in trained.items()}
+        for train in (True, False):
+            found, updates = ours.apply(trained, rows, train=train, mutable=["batch_stats"])
+            expected, expected_updates = theirs.apply(inner, x, use_running_average=not train, mutable=["batch_stats"])
+            np.testing.assert_allclose(unfold_rows(found, fold), expected, rtol=1e-5, atol=1e-5)
+            for name, value in expected_updates["batch_stats"].items():
+                np.testing.assert_allclose(updates["batch_stats"]["BatchNorm_0"][name], value, rtol=1e-5)
