@@ -9,8 +9,9 @@ the program that comes out. What it says is a prediction:
 
 - The time of a program is at least that of its arithmetic at the chip's peak rate, and that of its traffic at the
   bandwidth of its memory, whichever is longer; collectives come on top.
-- Traffic is what every instruction outside of fusions reads and writes of the chip's main memory, each operand once, in the
-  layout that the compiler chose, padding included; of slices and look-ups, what is taken. Loops count as often as they run.
+- Traffic is what every instruction outside of fusions reads and writes of the chip's main memory, each operand once, in
+  the layout that the compiler chose, padding included; of slices and look-ups, what is taken. Loops count as often as
+  they run. What stays in scratch memory (VMEM) is not counted.
 - Look-ups of single entries, which TPUs do one after the other, cost more than their traffic: they are counted apart.
 """
 
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-               "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
+               "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3",
+               "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +67,13 @@ CHIPS = {
     "v5p": Chip(459e12, 918e12, 2.765e12, 95e9, 600e9),
     "v6e": Chip(918e12, 1836e12, 1.64e12, 32e9, 448e9),
 }
-BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "f32": 32, "s32": 32,
-        "u32": 32, "f64": 64, "s64": 64, "u64": 64, "c64": 64}
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "f32": 32,
+        "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64, "c64": 64}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Neither read nor write: they name what is there, or stand for what other lines say.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-        "copy-done", "slice-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "async-update", "async-done", "iota")
+        "copy-done", "slice-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "async-update",
+        "async-done", "iota")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,8 @@ def read_shape(match: re.Match) -> Shape | None:
         for axis, tile in zip(minor, reversed([int(size) for size in tiles[1].split(",")])):
             padded[axis] = -(-padded[axis] // tile) * tile
     scale = BITS[kind] / 8
-    return Shape(match[0], dims, scale * float(np.prod(dims)), scale * float(np.prod(padded)), "S(" not in (layout or ""))
+    main = "S(" not in (layout or "")
+    return Shape(match[0], dims, scale * float(np.prod(dims)), scale * float(np.prod(padded)), main)
 
 
 def read_shapes(text: str) -> list[Shape]:
@@ -207,7 +211,9 @@ class Program:
     def _read(self, computation: str, number: int, operand: str) -> str:
         """What a fusion reads of an operand: the slices and looked-up entries where it takes nothing else."""
         lines = self.computations[computation]
-        own = next((name for name, _, kind, rest in lines if kind == "parameter" and rest.startswith(f"{number})")), None)
+        own = next(
+            (name for name, _, kind, rest in lines if kind == "parameter" and rest.startswith(f"{number})")), None
+        )
         uses = [(result, kind, operand_names(rest)) for _, result, kind, rest in lines if own in operand_names(rest)]
         taken = [result for result, kind, names in uses
                  if kind in ("dynamic-slice", "gather", "slice") and names[0] == own]
@@ -328,16 +334,35 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         f"{args.codes:,} codes, {args.batch} queries" if args.what == "search" else
         f"{args.config}, {args.size} px, batch {args.batch}")
     yield "lowering, compiling", f"{lowering:.0f} s, {compiling:.0f} s"
+    temporary, arguments = memory.temp_size_in_bytes, memory.argument_size_in_bytes
     yield "memory a chip: temporary + arguments", (
-        f"{memory.temp_size_in_bytes / 1e9:.2f} + {memory.argument_size_in_bytes / 1e9:.2f} GB of {chip.memory / 1e9:.0f}")
-    yield "work a chip", f"{cost.flops / 1e12:.2f} T (compiler: {analysis.get('flops', 0) / 1e12:.2f}), {cost.flops / peak * 1e3:.1f} ms at peak"
+        f"{temporary / 1e9:.2f} + {arguments / 1e9:.2f} GB of {chip.memory / 1e9:.0f}"
+    )
+    yield "work a chip", (
+        f"{cost.flops / 1e12:.2f} T (compiler: {analysis.get('flops', 0) / 1e12:.2f}), "
+        f"{cost.flops / peak * 1e3:.1f} ms at peak"
+    )
     yield "traffic a chip", (
         f"{cost.traffic / 1e9:.1f} GB ({cost.unpadded / 1e9:.1f} without padding; compiler, loops once: "
-        f"{analysis.get('bytes accessed', 0) / 1e9:.1f}), {cost.traffic / chip.bandwidth * 1e3:.1f} ms at full bandwidth")
+        f"{analysis.get('bytes accessed', 0) / 1e9:.1f}), "
+        f"{cost.traffic / chip.bandwidth * 1e3:.1f} ms at full bandwidth"
+    )
     yield "single entries looked up", f"{cost.look_ups / 1e6:,.0f} M"
     yield f"traffic a{'n' if unit == 'image' else ''} {unit}", f"{cost.traffic / each / 1e9:.2f} GB"
     counts = ", ".join(f"{count} {name}" for name, count in cost.collectives.items()) or "none"
-    yield "collectives", f"{counts}; {cost.reduced / 1e6:.1f} MB, {2 * cost.reduced / chip.link * 1e3:.1f} ms"
+    exchange = 2 * cost.reduced / chip.link
+    yield "collectives", f"{counts}; {cost.reduced / 1e6:.1f} MB, {exchange * 1e3:.1f} ms"
+    rate = args.batch / (max(cost.flops / peak, cost.traffic / chip.bandwidth) + exchange)
+    hosts = len({device.process_index for device in devices})
+    yield f"{unit}s a second, at most", f"{rate:,.0f}; {rate / hosts:,.0f} a host of {hosts}"
+    if args.what == "train":
+        train = load_config(args.config).train
+        images = train.steps * train.batch_size
+        hours = images / rate / 3600
+        yield "the run of this configuration, at least", (
+            f"{images / 1e6:.1f} M images, {images / args.batch:,.0f} steps: {hours:.2f} h, "
+            f"{hours * len(devices):.1f} chip-hours"
+        )
     for text, lost in cost.padding.most_common(args.tensors):
         yield f"padding of `{text.replace('|', ' ')}`", f"{lost / 1e9:.1f} GB"
 

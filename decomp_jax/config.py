@@ -280,7 +280,8 @@ class TrainConfig:
         population_images: training slices, as they are, whose statistics batch normalisation takes at the end and for
             validation (`training/population.py`); 0 keeps the moving averages of training.
         init_from: another run's directory, whose newest parameters this run starts from: a run of the same network, or
-            of one for images of half the size (`widths` without the first), which is grown.
+            of one for images of half the size (`widths` without the first), which is grown. What depends on the
+            lesion classes or channels, if they are others, begins afresh.
         checkpoint_every, log_every: steps between checkpoints, and between lines of metrics.jsonl.
         eval_every: steps between validation passes; 0 for none.
         eval_slices: a validation pass takes at most so many slices, spread over the patients.

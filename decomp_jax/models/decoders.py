@@ -46,7 +46,8 @@ class SegmentationDecoder(nn.Module):
     def __call__(self, code: Float[Array, "b h w d"], *, train: bool) -> Float[Array, "b s s k"]:
         (first, fold), *others = decoder_levels(self.widths, self.fold)
         norm = functools.partial(BatchNorm, self.dtype, self.decay)
-        x = Stem(self.widths[-1], first, self.dtype, self.decay, fold, name="stem")(code.astype(self.dtype), train=train)
+        stem = Stem(self.widths[-1], first, self.dtype, self.decay, fold, name="stem")
+        x = stem(code.astype(self.dtype), train=train)
         x = ResBlock(first, norm, self.dtype, fold)(x, train=train)
         for features, fold in others:
             x = ResBlock(features, norm, self.dtype, fold)(UpBlock(features, self.dtype, fold)(x), train=train)

@@ -52,13 +52,9 @@ class DecompositionNet(nn.Module):
             config.batch_norm_decay,
             fold_of(finest, self.size),
         )
-        fold = fold_of(config.widths[0] // 2, self.size)
-        self.segmentation_decoder = SegmentationDecoder(
-            config.widths, self.lesion_classes + 1, config.output_gain, self.dtype, config.batch_norm_decay, fold
-        )
-        self.image_decoder = ImageDecoder(
-            config.widths, self.channels, config.spade_width, config.output_gain, self.dtype, config.batch_norm_decay, fold
-        )
+        decoding = (config.output_gain, self.dtype, config.batch_norm_decay, fold_of(config.widths[0] // 2, self.size))
+        self.segmentation_decoder = SegmentationDecoder(config.widths, self.lesion_classes + 1, *decoding)
+        self.image_decoder = ImageDecoder(config.widths, self.channels, config.spade_width, *decoding)
         shape = (config.codebook_size, config.code_dim)
         self.normal_codebook = self.param("normal_codebook", vq.init_codebook, shape)
         self.abnormal_codebook = self.param(

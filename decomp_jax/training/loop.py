@@ -22,6 +22,7 @@ from tqdm import tqdm
 from decomp_jax.config import Config
 from decomp_jax.data.pipeline import check_slices, train_batches
 from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.schema import Settings
 from decomp_jax.errors import UserError
 from decomp_jax.files import in_use, read_json, replacing
 from decomp_jax.mesh import check_batch_size, data_mesh, describe_devices, place_like
@@ -198,14 +199,32 @@ def start_state(run: Run) -> State:
     make = functools.partial(create_state, run.config, run.model, run.tx, run.mesh)
     trained, start = None, run.config.train.init_from
     if start and not has_checkpoints(run.workdir):
-        trained = _parameters_of(start, run, make)  # before anything is compiled
+        trained = _parameters_of(start, run)  # before anything is compiled
     state = make()
     restored = restore_state(run.workdir, state, functools.partial(_refuse_other_run, run.meta))
     if restored is not None:
         return restored
-    if trained is None:
-        return state
-    return state.replace(**{name: place_like(getattr(state, name), tree) for name, tree in trained.items()})
+    return state if trained is None else _taking(state, trained, start)
+
+
+def _taking(state: State, trained: dict[str, Any], start: str) -> State:
+    """The state with the parameters of another network; what depends on classes or channels that differ stays fresh."""
+    afresh = set()
+
+    def take(path: tuple[Any, ...], ours: jax.Array, theirs: np.ndarray) -> np.ndarray:
+        if ours.shape == theirs.shape:
+            return theirs
+        afresh.add(jax.tree_util.keystr(path[:-1], simple=True, separator="/"))
+        return jax.device_get(ours)
+
+    taken = {}
+    for name, tree in trained.items():
+        fresh = getattr(state, name)
+        taken[name] = place_like(fresh, jax.tree.map_with_path(take, fresh, tree))
+    if afresh:
+        _print(f"--config.train.init_from={start}: is for other classes or channels; {', '.join(sorted(afresh))} begin "
+               "afresh")
+    return state.replace(**taken)
 
 
 def _refuse_other_run(meta: dict[str, Any], started: dict[str, Any], where: str = "the checkpoint") -> None:
@@ -230,14 +249,16 @@ def _settings(meta: dict[str, Any]) -> dict[str, Any]:
     return {f"--config.{name}": value for name, value in flatten_dict(sections, sep=".").items()}
 
 
-def _parameters_of(workdir: str, run: Run, make: Callable[[], State]) -> dict[str, Any]:
-    """Parameters, statistics and codebooks of another run, for states that `make` makes; a smaller network is grown.
+def _parameters_of(workdir: str, run: Run) -> dict[str, Any]:
+    """Parameters, statistics and codebooks of another run, for its classes and channels; a smaller network is grown.
 
     The optimiser starts afresh.
     """
     trained, meta = restore_for_inference(workdir)
-    smaller = Config.from_dict(meta["config"]).model
-    if grow.grows(smaller, run.config.model) and 2 * meta["settings"]["size"] == run.model.size:
+    settings, smaller = Settings.from_json(meta["settings"]), Config.from_dict(meta["config"]).model
+    model = run.model.clone(channels=len(settings.modalities), lesion_classes=len(settings.lesion_classes))
+    make = functools.partial(create_state, run.config, model, run.tx, run.mesh)
+    if grow.grows(smaller, run.config.model) and 2 * settings.size == run.model.size:
         state = make()
         levels = len(smaller.widths)
         trained |= {name: grow.grown(trained[name], getattr(state, name), levels) for name in ("params", "batch_stats")}
@@ -249,8 +270,7 @@ def _parameters_of(workdir: str, run: Run, make: Callable[[], State]) -> dict[st
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(fresh)]:
             raise UserError(
                 f"--config.train.init_from={workdir}: its network has another shape; use the same config.model (or one "
-                f"level more, config.model.widths={(smaller.widths[0], *smaller.widths)}, for images of twice the "
-                "size) and data of as many classes and channels"
+                f"level more, config.model.widths={(smaller.widths[0], *smaller.widths)}, for images of twice the size)"
             )
         found[name] = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
     return found

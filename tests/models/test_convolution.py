@@ -25,7 +25,9 @@ def upsampled_by_xla(x, kernel):
 
 
 # And the fold of rows before and after, where that at the higher resolution is 4.
-ORACLES = {convolve: (by_xla, 4, 4), convolve_and_pool: (pooled_by_xla, 4, 2), upsample_and_convolve: (upsampled_by_xla, 2, 4)}
+ORACLES = {
+    convolve: (by_xla, 4, 4), convolve_and_pool: (pooled_by_xla, 4, 2), upsample_and_convolve: (upsampled_by_xla, 2, 4),
+}
 
 
 def random(*shape):

@@ -218,8 +218,8 @@ def test_rows_folded_as_on_tpus_change_nothing(monkeypatch, options):
             outputs, updates = model.apply(
                 {**variables, "params": params}, image, quantised=0.0, train=True, mutable=["batch_stats"]
             )
-            total = (outputs.seg_logits**2).mean() + (outputs.x_plus**3).mean() + jnp.abs(outputs.x_minus).mean()
-            return total + (outputs.latents.normal**2).mean(), (outputs.latents, outputs.x_plus, outputs.x_minus, updates)
+            seen = (outputs.latents.normal, outputs.seg_logits, outputs.x_plus, outputs.x_minus)
+            return sum((values**2).mean() for values in seen), (outputs.latents, *seen, updates)
 
         gradients, rest = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
         return variables, gradients, rest

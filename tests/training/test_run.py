@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from decomp_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from decomp_jax.data.pipeline import split_batches
 from decomp_jax.data.records import SliceDataset
+from decomp_jax.data.schema import Settings
 from decomp_jax.errors import EXIT_UNFINISHED, UserError
 from decomp_jax.mesh import data_mesh
 from decomp_jax.models.network import DecompositionNet
@@ -385,21 +387,47 @@ def test_init_from_takes_the_parameters(phantom, finished, tmp_path):
     assert state.step == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
+def export_fresh(folder: Path, config: Config, model: DecompositionNet, settings: Settings) -> dict:
+    """Writes a network as it is at the start -> its parameters, statistics and codebooks."""
+    trained = jax.device_get(create_state(config, model, make_optimizer(config.train), data_mesh()))
+    trained = {name: getattr(trained, name) for name in checkpoint.EXPORTED}
+    trained["codebook_stats"] = {path: dataclasses.asdict(stats) for path, stats in trained["codebook_stats"].items()}
+    folder.mkdir(exist_ok=True)
+    checkpoint.write_exported(folder, trained, {
+        "config": config.to_dict(), "digests": {name: digest(tree) for name, tree in trained.items()}, "step": 0,
+        "settings": settings.to_json(),
+    })
+    return trained
+
+
+def test_init_from_takes_all_but_what_depends_on_classes(phantom, tmp_path, capsys):
+    """Of a network for one class and two modalities, whose seed is another."""
+    config = config_for(phantom, init_from=str(tmp_path / "other"), steps=1)
+    run = loop.Run.prepare(config, tmp_path / "run")
+    settings = dataclasses.replace(run.dataset.settings, lesion_classes=("lesion",), modalities=("t1ce", "flair"))
+    trained = export_fresh(tmp_path / "other", config.replace({"train.seed": 5}),
+                           run.model.clone(lesion_classes=1, channels=2), settings)
+    state, fresh = loop.start_state(run), create_state(config, run.model, run.tx, run.mesh)
+    afresh = {"encoder/conv", "segmentation_decoder/conv", "image_decoder/conv"} | {
+        f"image_decoder/res_blocks_{block}/Spade_{spade}/shared" for block in range(2) for spade in range(2)
+    }
+    line, = (line for line in capsys.readouterr().err.splitlines() if "begin afresh" in line)
+    assert line.endswith(f"is for other classes or channels; {', '.join(sorted(afresh))} begin afresh")
+    params, theirs, ours = (flatten_dict(tree, sep="/") for tree in (state.params, trained["params"], fresh.params))
+    for name, value in params.items():
+        if value.shape != theirs[name].shape:
+            assert name.rpartition("/")[0] in afresh
+        np.testing.assert_array_equal(value, (theirs if value.shape == theirs[name].shape else ours)[name])
+
+
 def test_init_from_grows_a_network_for_images_of_half_the_size(phantom, tmp_path):
     """It is written as an export, whose paths stay here."""
     config = config_for(phantom, init_from=str(tmp_path), steps=1)
     config = config.replace({"model.widths": (4, 4, 8), "model.full_resolution_block": True})
     smaller = config.replace({"model.widths": (4, 8)})
     dataset = SliceDataset(str(phantom), "train")
-    small = loop.make_model(smaller, dataset)
-    trained = jax.device_get(create_state(smaller, small, make_optimizer(config.train), data_mesh()))
-    trained = {name: getattr(trained, name) for name in checkpoint.EXPORTED}
-    trained["codebook_stats"] = {path: dataclasses.asdict(stats) for path, stats in trained["codebook_stats"].items()}
-    digests = {name: digest(tree) for name, tree in trained.items()}
-    checkpoint.write_exported(tmp_path, trained, {
-        "config": smaller.to_dict(), "digests": digests, "step": 0,
-        "settings": {**dataset.settings.to_json(), "size": dataset.settings.size // 2},
-    })
+    trained = export_fresh(tmp_path, smaller, loop.make_model(smaller, dataset),
+                           dataclasses.replace(dataset.settings, size=dataset.settings.size // 2))
     assert str(tmp_path) not in (tmp_path / "meta.json").read_text()
 
     state = loop.start_state(loop.Run.prepare(config, tmp_path / "run"))
