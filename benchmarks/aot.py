@@ -158,11 +158,12 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "collectives", f"{counts}; {cost.reduced / 1e6:.1f} MB, {exchange * 1e3:.1f} ms"
     rate = args.batch / (max(cost.flops / peak, cost.traffic / chip.bandwidth) + exchange)
     hosts = len({device.process_index for device in devices})
-    yield f"{unit}s a second, at most", f"{rate:,.0f}; {rate / hosts:,.0f} a host of {hosts}"
+    units = "queries" if unit == "query" else "images"
+    yield f"{units} a second, at most", f"{rate:,.0f}; {rate / hosts:,.0f} on each of {hosts} hosts"
     if args.what == "train":
         yield from planned(args, rate, len(devices))
     if args.what == "encode":
-        yield f"{args.slices:,} slices, at least", f"{args.slices / rate:.1f} s"
+        yield f"{args.slices:,} slices, at least", f"{args.slices / rate:.2g} s"
     for text, lost in cost.padding.most_common(args.tensors):
         yield f"padding of `{text.replace('|', ' ')}`", f"{lost / 1e9:.1f} GB"
 
