@@ -146,7 +146,8 @@ MUTATIONS = {
         "decomp_jax/models/vq.py", "& ~(nothing & (jnp.arange(len(codebook)) == 0))", "", STEP
     ),
     "pooling adds up": Mutation(
-        "decomp_jax/models/convolution.py", "sum(shifted) / 4,", "sum(shifted),", "tests/models/test_convolution.py"
+        "decomp_jax/models/convolution.py", "pooling = sum(shifted) / 4", "pooling = sum(shifted)",
+        "tests/models/test_convolution.py",
     ),
     "a folded row reads its neighbour": Mutation(
         "decomp_jax/models/convolution.py", "reads * offset + p - stride * q + centre\n    wide",
