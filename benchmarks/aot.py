@@ -172,7 +172,7 @@ def planned(args: argparse.Namespace, rate: float, chips: int) -> Iterator[tuple
     """What the configuration's run takes, at so many images a second: a validation's are a third of a step's work."""
     train = load_config(args.config).train
     images = train.steps * train.batch_size
-    validated = images // (train.eval_every * train.batch_size) * train.eval_slices
+    validated = train.steps // train.eval_every * train.eval_slices if train.eval_every else 0
     hours = (images + validated / 3) / rate / 3600
     yield "the run of this configuration, at least", (
         f"{images / 1e6:.1f} M images, {images / args.batch:,.0f} steps; {validated / 1e3:,.0f} k validated: "

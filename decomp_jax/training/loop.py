@@ -211,16 +211,13 @@ def _taking(state: State, trained: dict[str, Any], start: str) -> State:
     """The state with the parameters of another network; what depends on classes or channels that differ stays fresh."""
     afresh = set()
 
-    def take(path: tuple[Any, ...], ours: jax.Array, theirs: np.ndarray) -> np.ndarray:
+    def take(path: tuple[Any, ...], ours: jax.Array, theirs: np.ndarray) -> jax.Array:
         if ours.shape == theirs.shape:
-            return theirs
+            return place_like(ours, theirs)
         afresh.add(jax.tree_util.keystr(path[:-1], simple=True, separator="/"))
-        return jax.device_get(ours)
+        return ours
 
-    taken = {}
-    for name, tree in trained.items():
-        fresh = getattr(state, name)
-        taken[name] = place_like(fresh, jax.tree.map_with_path(take, fresh, tree))
+    taken = {name: jax.tree.map_with_path(take, getattr(state, name), tree) for name, tree in trained.items()}
     if afresh:
         _print(f"--config.train.init_from={start}: is for other classes or channels; {', '.join(sorted(afresh))} begin "
                "afresh")
