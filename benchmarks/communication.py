@@ -13,28 +13,19 @@ import collections
 import os
 import re
 
+from hlo import COLLECTIVES, read_shapes
+
 CHIPS = (8, 16, 32, 64, 128, 256, 512, 1024)
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
-         "s64": 8, "u64": 8}
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
     """Of each kind of collective in a program: how many there are, and the bytes of their results on one device."""
     found: dict[str, list[int]] = collections.defaultdict(list)
     for line in hlo.splitlines():
-        match = re.match(rf"\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(?:-start)?\(", line)
+        match = re.match(rf"\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
         if match:
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            found[match[2]].append(sum(BYTES[kind] * product(dims) for kind, dims in shapes))
+            found[match[2]].append(sum(int(shape.bytes) for shape in read_shapes(match[1])))
     return {kind: (len(sizes), sum(sizes)) for kind, sizes in found.items()}
-
-
-def product(dims: str) -> int:
-    total = 1
-    for dim in filter(None, dims.split(",")):
-        total *= int(dim)
-    return total
 
 
 def compiled_step(path: str, size: int, batch: int) -> tuple[str, int]:
